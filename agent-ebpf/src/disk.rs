@@ -1,0 +1,180 @@
+//! The disk probe: one program on completion, because a request carries its own time stamps. Errors are exact, the
+//! rest is sampled.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    bindings::BPF_NOEXIST, helpers::bpf_ktime_get_ns, macros::btf_tracepoint, programs::BtfTracePointContext,
+};
+use siskin_ebpf::{DiskBank, DiskKey, DiskOp, DiskRow, DiskWorkloadKey, DiskWorkloadRow, Loss, Probe, Table};
+
+use crate::{
+    atomic::add,
+    facts::{self, load, present},
+    log::trace,
+    maps::{self, DISK_BANK, DISK_ROWS},
+    sampling::{self, Weight},
+};
+
+/// The low byte of `cmd_flags` is the operation (`REQ_OP_MASK`, include/linux/blk_types.h, 6.18).
+const REQ_OP_MASK: u32 = 0xff;
+
+/// A row of zeros in the read-only section: too large for the stack of 512 bytes.
+static ZERO_ROW: [u64; size_of::<DiskRow>() / 8] = [0; size_of::<DiskRow>() / 8];
+
+/// `block_rq_complete(rq, error, nr_bytes)`: a request or a part of it is done.
+#[btf_tracepoint(function = "block_rq_complete")]
+pub fn disk_complete(ctx: BtfTracePointContext) -> i32 {
+    let rq: *const c_void = ctx.arg(0);
+    // An `int` before 5.16, a `blk_status_t` of one byte since; zero is success in both.
+    let error: u32 = ctx.arg(1);
+    let bytes: u32 = ctx.arg(2);
+    let Some(bank) = DISK_BANK.get_ptr_mut(0) else { return 0 };
+    trace!(&ctx, "request complete, error {}, {} bytes", error, bytes);
+    let failed = error & 0xff != 0;
+    let weight = sampling::take(Probe::Disk);
+    if weight.is_none() && !failed {
+        return 0;
+    }
+    // SAFETY: `rq` is a `request` by the tracepoint's BTF.
+    let (op, left, in_flush) = unsafe {
+        let left: u32 = load(rq, &facts::RQ_DATA_LEN);
+        let flags: u32 = load(rq, &facts::RQ_FLAGS);
+        (operation(rq), left, (flags >> facts::value(&facts::RQF_FLUSH_SEQ)) & 1 != 0)
+    };
+    let key = device(rq, op);
+    let row = disk_row(&key).unwrap_or_else(|| {
+        // SAFETY: a map value.
+        unsafe {
+            maps::lose(&raw mut (*bank).lost, Loss::MapFull);
+            other_row(bank, op)
+        }
+    });
+    // SAFETY: rows are map values.
+    unsafe {
+        if failed {
+            add(&raw mut (*row).errors, 1);
+        }
+        let Some(Weight(weight)) = weight else { return 0 };
+        add(&raw mut (*row).bytes, weight * u64::from(bytes));
+        let work = workload_row(rq, op, bank);
+        add(&raw mut (*work).bytes, weight * u64::from(bytes));
+        // A request that needs a flush before or after it completes once more for its data, inside the flush sequence
+        // (block/blk-flush.c, 6.18). The kernel's own statistics count the flush itself, and the request once.
+        let done = bytes >= left && (!in_flush || op == DiskOp::Flush);
+        if done {
+            add(&raw mut (*row).ios, weight);
+            add(&raw mut (*work).ios, weight);
+            latencies(rq, row, weight, bank);
+        }
+    }
+    0
+}
+
+/// Observes the latencies that the request's time stamps tell.
+///
+/// # Safety
+/// `rq` is a `request` by BTF, `row` and `bank` are map values.
+#[inline(always)]
+unsafe fn latencies(rq: *const c_void, row: *mut DiskRow, weight: u64, bank: *mut DiskBank) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let now = bpf_ktime_get_ns();
+        let queued: u64 = load(rq, &facts::RQ_START);
+        let issued: u64 = load(rq, &facts::RQ_IO_START);
+        if queued != 0 {
+            maps::observe(&raw mut (*row).total, now.saturating_sub(queued), weight);
+        } else {
+            // The queue keeps no statistics (queue/iostats is 0).
+            maps::lose(&raw mut (*bank).lost, Loss::NoTimestamp);
+        }
+        if issued != 0 {
+            maps::observe(&raw mut (*row).device, now.saturating_sub(issued), weight);
+        }
+    }
+}
+
+/// What the request does.
+///
+/// # Safety
+/// `rq` is a `request` by BTF.
+#[inline(always)]
+unsafe fn operation(rq: *const c_void) -> DiskOp {
+    // SAFETY: as the caller promises.
+    let op = unsafe { load::<u32>(rq, &facts::RQ_CMD_FLAGS) } & REQ_OP_MASK;
+    // Numbers are part of the kernel's trace format and stable but for zone append (enum req_op, 6.18).
+    match op {
+        0 => DiskOp::Read,
+        1 => DiskOp::Write,
+        2 => DiskOp::Flush,
+        3 | 5 => DiskOp::Discard,
+        op if op == facts::value(&facts::REQ_OP_ZONE_APPEND) => DiskOp::Write,
+        _ => DiskOp::Other,
+    }
+}
+
+/// The whole disk that the request is for; 0:0 for a queue without one.
+#[inline(always)]
+fn device(rq: *const c_void, op: DiskOp) -> DiskKey {
+    // SAFETY: `rq` is a `request` by BTF, and each next pointer is what the field before points to.
+    let (major, minor) = unsafe {
+        let disk: *const c_void = if present(&facts::RQ_DISK) {
+            load(rq, &facts::RQ_DISK)
+        } else {
+            let queue: *const c_void = load(rq, &facts::RQ_QUEUE);
+            load(queue, &facts::QUEUE_DISK)
+        };
+        (load(disk, &facts::DISK_MAJOR), load(disk, &facts::DISK_MINOR))
+    };
+    DiskKey { major, minor, op: op as u32, padding: 0 }
+}
+
+/// The row of a device and operation on this CPU.
+#[inline(always)]
+fn disk_row(key: &DiskKey) -> Option<*mut DiskRow> {
+    if let Some(row) = DISK_ROWS.get_ptr_mut(key) {
+        return Some(row);
+    }
+    // SAFETY: a row is made of u64 words, and the static is as long as a row.
+    let zero = unsafe { &*(&raw const ZERO_ROW).cast::<DiskRow>() };
+    // Whatever stopped it, the second look says whether there is a row now.
+    let _ = DISK_ROWS.insert(key, zero, BPF_NOEXIST.into());
+    DISK_ROWS.get_ptr_mut(key)
+}
+
+/// The bank's row for what did not fit the table of devices.
+#[inline(always)]
+fn other_row(bank: *mut DiskBank, op: DiskOp) -> *mut DiskRow {
+    // SAFETY: a map value.
+    maps::element(unsafe { &raw mut (*bank).other }, op as usize)
+}
+
+/// The row of the cgroup that asked for the request, or the bank's row for what did not fit.
+#[inline(always)]
+fn workload_row(rq: *const c_void, op: DiskOp, bank: *mut DiskBank) -> *mut DiskWorkloadRow {
+    let (mut cgroup_id, mut hierarchy) = (0u64, 0u32);
+    if present(&facts::BIO_BLKG) && present(&facts::BLKG_BLKCG) && present(&facts::BLKCG_CGROUP) {
+        // SAFETY: `rq` is a `request` by BTF, and each next pointer is what the field before points to. A request without
+        // a bio, such as a flush, reads as zero: nobody's.
+        unsafe {
+            let bio: *const c_void = load(rq, &facts::RQ_BIO);
+            let group: *const c_void = load(bio, &facts::BIO_BLKG);
+            let blkcg: *const c_void = load(group, &facts::BLKG_BLKCG);
+            let cgroup: *const c_void = load(blkcg, &facts::BLKCG_CGROUP);
+            let node: *const c_void = load(cgroup, &facts::CGROUP_KN);
+            let root: *const c_void = load(cgroup, &facts::CGROUP_ROOT);
+            cgroup_id = load(node, &facts::KN_ID);
+            hierarchy = load(root, &facts::ROOT_HIERARCHY);
+        }
+    }
+    let key = DiskWorkloadKey { cgroup: cgroup_id, hierarchy, op: op as u32 };
+    let zero = DiskWorkloadRow { ios: 0, bytes: 0 };
+    let (a, b) = (&maps::DISK_WORKLOAD_ROWS_A, &maps::DISK_WORKLOAD_ROWS_B);
+    maps::row(Table::DiskWorkload, a, b, &key, &zero).unwrap_or_else(|| {
+        // SAFETY: a map value.
+        unsafe {
+            maps::lose(&raw mut (*bank).lost, Loss::MapFull);
+            maps::element(&raw mut (*bank).workload_other, op as usize)
+        }
+    })
+}

@@ -1,0 +1,85 @@
+//! Every kernel fact the programs take from BTF, in one list that both sides expand: the kernel side into a
+//! read-only global each, user space into a table of what to look up before loading.
+
+/// The value of an optional global whose field this kernel does not have.
+pub const ABSENT: u32 = u32::MAX;
+
+/// Whether a probe can run without a fact.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// Without it the probe is not loaded.
+    Required,
+    /// Without it the global is [`ABSENT`] and the program takes another way.
+    Optional,
+}
+
+/// Expands `$callback!` with the list of facts.
+///
+/// * `fields`: `GLOBAL = "structure" "path" bytes Need [Probes]`, the byte offset of a member of that many bytes.
+/// * `enumerators`: `GLOBAL = "NAME" default`, the value of an enumerator, or the default where the kernel had a macro.
+/// * `flags`: `GLOBAL = "tracepoint" argument`, 1 when that argument of a tracepoint exists and is a bool.
+#[macro_export]
+macro_rules! kernel_facts {
+    ($callback:ident) => {
+        $callback! {
+            fields {
+                CSS_SET_CGROUP = "css_set" "dfl_cgrp" 8 Required [Process];
+                CGROUP_KN = "cgroup" "kn" 8 Required [Process, Tcp, Disk];
+                KN_ID = "kernfs_node" "id" 8 Required [Process, Tcp, Disk];
+                TASK_PID = "task_struct" "pid" 4 Required [Process];
+                TASK_TGID = "task_struct" "tgid" 4 Required [Process];
+                TASK_START = "task_struct" "start_time" 8 Required [Process];
+                TASK_LEADER = "task_struct" "group_leader" 8 Required [Process];
+                TASK_SIGNAL = "task_struct" "signal" 8 Required [Process];
+                TASK_EXIT_CODE = "task_struct" "exit_code" 4 Required [Process];
+                TASK_CGROUPS = "task_struct" "cgroups" 8 Required [Process];
+                SIGNAL_LIVE = "signal_struct" "live" 4 Required [Process];
+                SIGNAL_FLAGS = "signal_struct" "flags" 4 Required [Process];
+                SIGNAL_EXIT_CODE = "signal_struct" "group_exit_code" 4 Required [Process];
+                SIGNAL_OOM_MM = "signal_struct" "oom_mm" 8 Required [Process];
+                SK_FAMILY = "sock" "__sk_common.skc_family" 2 Required [Tcp];
+                SK_STATE = "sock" "__sk_common.skc_state" 1 Required [Tcp];
+                SK_NUM = "sock" "__sk_common.skc_num" 2 Required [Tcp];
+                SK_DPORT = "sock" "__sk_common.skc_dport" 2 Required [Tcp];
+                SK_DADDR = "sock" "__sk_common.skc_daddr" 4 Required [Tcp];
+                SK_V6_DADDR = "sock" "__sk_common.skc_v6_daddr" 16 Required [Tcp];
+                SK_NET = "sock" "__sk_common.skc_net.net" 8 Required [Tcp];
+                NET_INUM = "net" "ns.inum" 4 Required [Tcp];
+                SK_PROTOCOL = "sock" "sk_protocol" 2 Required [Tcp];
+                SK_ERR = "sock" "sk_err" 4 Required [Tcp];
+                SK_FLAGS = "sock" "__sk_common.skc_flags" 8 Required [Tcp];
+                SK_CGROUP = "sock" "sk_cgrp_data.cgroup" 8 Required [Tcp];
+                SOCKET_SK = "socket" "sk" 8 Required [Tcp];
+                TCP_BYTES_SENT = "tcp_sock" "bytes_sent" 8 Required [Tcp];
+                TCP_BYTES_RETRANS = "tcp_sock" "bytes_retrans" 8 Required [Tcp];
+                TCP_BYTES_RECEIVED = "tcp_sock" "bytes_received" 8 Required [Tcp];
+                TCP_TOTAL_RETRANS = "tcp_sock" "total_retrans" 4 Required [Tcp];
+                TCP_SRTT_US = "tcp_sock" "srtt_us" 4 Required [Tcp];
+                RQ_QUEUE = "request" "q" 8 Required [Disk];
+                RQ_CMD_FLAGS = "request" "cmd_flags" 4 Required [Disk];
+                RQ_FLAGS = "request" "rq_flags" 4 Required [Disk];
+                RQ_DATA_LEN = "request" "__data_len" 4 Required [Disk];
+                RQ_BIO = "request" "bio" 8 Required [Disk];
+                RQ_START = "request" "start_time_ns" 8 Required [Disk];
+                RQ_IO_START = "request" "io_start_time_ns" 8 Required [Disk];
+                RQ_DISK = "request" "rq_disk" 8 Optional [Disk];
+                QUEUE_DISK = "request_queue" "disk" 8 Optional [Disk];
+                DISK_MAJOR = "gendisk" "major" 4 Required [Disk];
+                DISK_MINOR = "gendisk" "first_minor" 4 Required [Disk];
+                BIO_BLKG = "bio" "bi_blkg" 8 Optional [Disk];
+                BLKG_BLKCG = "blkcg_gq" "blkcg" 8 Optional [Disk];
+                BLKCG_CGROUP = "blkcg" "css.cgroup" 8 Optional [Disk];
+                CGROUP_ROOT = "cgroup" "root" 8 Required [Disk];
+                ROOT_HIERARCHY = "cgroup_root" "hierarchy_id" 4 Required [Disk];
+            }
+            enumerators {
+                SOCK_DONE = "SOCK_DONE" 1;
+                RQF_FLUSH_SEQ = "__RQF_FLUSH_SEQ" 4;
+                REQ_OP_ZONE_APPEND = "REQ_OP_ZONE_APPEND" 13;
+            }
+            flags {
+                EXIT_SAYS_LAST = "sched_process_exit" 1;
+            }
+        }
+    };
+}

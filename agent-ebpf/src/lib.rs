@@ -1,0 +1,16 @@
+//! The contract between Siskin's kernel programs and its user space: the layout of every map value, the
+//! names of maps and programs, the kernel fields the programs read, and the arithmetic of histograms.
+//!
+//! Everything here is plain data without dependencies, so that both sides compile it. All values are made
+//! of `u64` words: user space adds and subtracts them word by word (see [`Words`]), without knowing a row's meaning.
+#![no_std]
+
+mod fields;
+mod histogram;
+mod names;
+mod rows;
+
+pub use fields::{ABSENT, Need};
+pub use histogram::{Histogram, Latency, Lifetime};
+pub use names::{map, program};
+pub use rows::*;

@@ -1,0 +1,143 @@
+//! The process probe: execs, forks, exits by outcome, lifetimes and OOM kills. Nothing here is sampled.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    bindings::BPF_NOEXIST,
+    helpers::{bpf_get_current_comm, bpf_ktime_get_ns},
+    macros::btf_tracepoint,
+    programs::BtfTracePointContext,
+};
+use siskin_ebpf::{CommRow, Exited, Loss, Outcome, ProcessBank, ProcessRow, Table};
+
+use crate::{
+    atomic::add,
+    facts::{self, load},
+    log::trace,
+    maps,
+};
+
+/// `SIGNAL_GROUP_EXIT`: the whole process is ending with one status (include/linux/sched/signal.h, 5.10 to 6.18).
+const SIGNAL_GROUP_EXIT: u32 = 4;
+
+/// `sched_process_exec(task, old_pid, bprm)`, in the task itself after its name changed.
+#[btf_tracepoint(function = "sched_process_exec")]
+pub fn process_exec(ctx: BtfTracePointContext) -> i32 {
+    let task: *const c_void = ctx.arg(0);
+    let Some(bank) = maps::PROCESS_BANK.get_ptr_mut(0) else { return 0 };
+    trace!(&ctx, "exec");
+    let row = row_of(task, bank);
+    let comm_row = match bpf_get_current_comm() {
+        Ok(comm) => {
+            maps::row(Table::Comm, &maps::COMM_ROWS_A, &maps::COMM_ROWS_B, &comm, &CommRow::default())
+        }
+        Err(_) => None,
+    };
+    // SAFETY: rows and banks are map values; the programs access them only through atomic adds.
+    unsafe {
+        add(&raw mut (*row).execs, 1);
+        let comm_row = comm_row.unwrap_or_else(|| {
+            maps::lose(&raw mut (*bank).lost, Loss::MapFull);
+            &raw mut (*bank).comm_other
+        });
+        add(&raw mut (*comm_row).execs, 1);
+    }
+    0
+}
+
+/// `sched_process_fork(parent, child)`, in the parent, also for threads. The child is charged to its own cgroup,
+/// which `CLONE_INTO_CGROUP` makes another one than the parent's.
+#[btf_tracepoint(function = "sched_process_fork")]
+pub fn process_fork(ctx: BtfTracePointContext) -> i32 {
+    let child: *const c_void = ctx.arg(1);
+    // SAFETY: `child` is a `task_struct` by the tracepoint's BTF, and so for every load below.
+    let (pid, tgid): (u32, u32) = unsafe { (load(child, &facts::TASK_PID), load(child, &facts::TASK_TGID)) };
+    if pid != tgid {
+        return 0;
+    }
+    let Some(bank) = maps::PROCESS_BANK.get_ptr_mut(0) else { return 0 };
+    let row = row_of(child, bank);
+    // SAFETY: a map value.
+    add(unsafe { &raw mut (*row).forks }, 1);
+    0
+}
+
+/// `sched_process_exit(task[, group_dead])`, in the task itself, for every thread.
+#[btf_tracepoint(function = "sched_process_exit")]
+pub fn process_exit(ctx: BtfTracePointContext) -> i32 {
+    let task: *const c_void = ctx.arg(0);
+    // SAFETY: by the tracepoint's BTF `task` is a `task_struct`; the others are what its fields point to.
+    let (leader, signal): (*const c_void, *const c_void) =
+        unsafe { (load(task, &facts::TASK_LEADER), load(task, &facts::TASK_SIGNAL)) };
+    // SAFETY: as above.
+    let start_ns: u64 = unsafe { load(leader, &facts::TASK_START) };
+    let last = if facts::value(&facts::EXIT_SAYS_LAST) == 1 {
+        ctx.arg::<u64>(1) & 0xff != 0
+    } else {
+        last_thread(task, signal, start_ns)
+    };
+    if !last {
+        return 0;
+    }
+    let Some(bank) = maps::PROCESS_BANK.get_ptr_mut(0) else { return 0 };
+    // SAFETY: as above.
+    let (status, oom_mm) = unsafe {
+        // The status that the parent will see (wait_task_zombie, kernel/exit.c, 6.18).
+        let status: u32 = if load::<u32>(signal, &facts::SIGNAL_FLAGS) & SIGNAL_GROUP_EXIT != 0 {
+            load(signal, &facts::SIGNAL_EXIT_CODE)
+        } else {
+            load(leader, &facts::TASK_EXIT_CODE)
+        };
+        (status, load::<u64>(signal, &facts::SIGNAL_OOM_MM))
+    };
+    let row = row_of(task, bank);
+    // SAFETY: map values.
+    unsafe {
+        match Outcome::of_status(status) {
+            Outcome::Success => add(&raw mut (*row).exits[0], 1),
+            Outcome::Failure => add(&raw mut (*row).exits[1], 1),
+            Outcome::Signal => add(&raw mut (*row).exits[2], 1),
+        }
+        // Set once for every process that the OOM killer chose (mark_oom_victim, mm/oom_kill.c, 4.9 and later): the
+        // same events as the tracepoint `mark_victim`, which on older kernels does not say whose process it was.
+        if oom_mm != 0 {
+            add(&raw mut (*row).oom_kills, 1);
+        }
+        let lifetime_ns = bpf_ktime_get_ns().saturating_sub(start_ns);
+        maps::observe(&raw mut (*bank).lifetime, lifetime_ns, 1);
+    }
+    0
+}
+
+/// Whether `task` is the thread whose end is the process's end, where the tracepoint does not say so. Several threads
+/// may see no living thread when they end at once; the first of them to leave a mark is it.
+#[inline(always)]
+fn last_thread(task: *const c_void, signal: *const c_void, start_ns: u64) -> bool {
+    // SAFETY: a `task_struct` and its `signal_struct`.
+    let (live, tgid): (u32, u32) =
+        unsafe { (load(signal, &facts::SIGNAL_LIVE), load(task, &facts::TASK_TGID)) };
+    let process = Exited { start_ns, tgid: tgid.into() };
+    live == 0 && maps::EXITED.insert(process, 1, BPF_NOEXIST.into()).is_ok()
+}
+
+/// The row of the task's cgroup, or the bank's `other` row.
+#[inline(always)]
+fn row_of(task: *const c_void, bank: *mut ProcessBank) -> *mut ProcessRow {
+    // SAFETY: `task` is a `task_struct`, and each next pointer is what the field before points to.
+    let cgroup: u64 = unsafe {
+        let css_set: *const c_void = load(task, &facts::TASK_CGROUPS);
+        let cgroup: *const c_void = load(css_set, &facts::CSS_SET_CGROUP);
+        let node: *const c_void = load(cgroup, &facts::CGROUP_KN);
+        load(node, &facts::KN_ID)
+    };
+    let zero = ProcessRow { execs: 0, forks: 0, exits: [0; 3], oom_kills: 0 };
+    maps::row(Table::Process, &maps::PROCESS_ROWS_A, &maps::PROCESS_ROWS_B, &cgroup, &zero).unwrap_or_else(
+        || {
+            // SAFETY: a map value.
+            unsafe {
+                maps::lose(&raw mut (*bank).lost, Loss::MapFull);
+                &raw mut (*bank).other
+            }
+        },
+    )
+}

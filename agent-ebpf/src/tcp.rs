@@ -1,0 +1,196 @@
+//! The TCP probe: connections from their first state to their last, without touching a packet. Nothing here is sampled.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{helpers::bpf_ktime_get_ns, macros::btf_tracepoint, programs::BtfTracePointContext};
+use siskin_ebpf::{Failure, FlowRow, Loss, PROTOCOL_TCP, Role, Socket, TcpBank};
+
+use crate::{
+    atomic::add,
+    facts::{self, load},
+    log::trace,
+    maps::{self, TCP_BANK},
+    tcp_socket::{self as socket, Reading},
+};
+
+/// TCP states (include/net/tcp_states.h, 6.18).
+pub mod state {
+    /// A connection that both ends agreed on.
+    pub const ESTABLISHED: u32 = 1;
+    /// A SYN was sent.
+    pub const SYN_SENT: u32 = 2;
+    /// A SYN came; the child of a listener, or both ends connected at once.
+    pub const SYN_RECV: u32 = 3;
+    /// Closed from here, the FIN not yet acknowledged.
+    pub const FIN_WAIT1: u32 = 4;
+    /// Closed.
+    pub const CLOSE: u32 = 7;
+    /// Waits for connections.
+    pub const LISTEN: u32 = 10;
+}
+
+/// `inet_sock_set_state(sk, oldstate, newstate)`: in the process for `connect` and `close`, in softirq for the rest.
+#[btf_tracepoint(function = "inet_sock_set_state")]
+pub fn tcp_state(ctx: BtfTracePointContext) -> i32 {
+    let sk: *const c_void = ctx.arg(0);
+    let (old, new): (u32, u32) = (ctx.arg(1), ctx.arg(2));
+    // SAFETY: `sk` is a `sock` by the tracepoint's BTF.
+    if unsafe { load::<u16>(sk, &facts::SK_PROTOCOL) } != u16::from(PROTOCOL_TCP) {
+        return 0;
+    }
+    let Some(bank) = TCP_BANK.get_ptr_mut(0) else { return 0 };
+    trace!(&ctx, "tcp state {} to {}", old, new);
+    match (old, new) {
+        (_, state::SYN_SENT) => connecting(sk, bank),
+        (_, state::CLOSE) => closed(sk, old, bank),
+        // A socket closed before the last segment of its handshake goes from there to FIN_WAIT1.
+        (state::SYN_SENT | state::SYN_RECV, state::ESTABLISHED | state::FIN_WAIT1) => {
+            established(sk, old, bank)
+        }
+        _ => {}
+    }
+    0
+}
+
+/// `tcp_send_reset(sk, skb[, reason])`.
+#[btf_tracepoint(function = "tcp_send_reset")]
+pub fn tcp_reset_sent(_ctx: BtfTracePointContext) -> i32 {
+    reset(0)
+}
+
+/// `tcp_receive_reset(sk)`.
+#[btf_tracepoint(function = "tcp_receive_reset")]
+pub fn tcp_reset_recv(_ctx: BtfTracePointContext) -> i32 {
+    reset(1)
+}
+
+/// Counts a reset: 0 sent, 1 received.
+#[inline(always)]
+fn reset(direction: usize) -> i32 {
+    if let Some(bank) = TCP_BANK.get_ptr_mut(0) {
+        // SAFETY: a map value with two such words.
+        unsafe { add((&raw mut (*bank).resets).cast::<u64>().add(direction), 1) };
+    }
+    0
+}
+
+/// The first state of a connection opened from here.
+#[inline(always)]
+fn connecting(sk: *const c_void, bank: *mut TcpBank) {
+    // SAFETY: the helper has no preconditions.
+    let now = unsafe { bpf_ktime_get_ns() };
+    begin(sk, Role::Client, now, 0, bank);
+}
+
+/// Both ends agreed on a connection.
+#[inline(always)]
+fn established(sk: *const c_void, old: u32, bank: *mut TcpBank) {
+    // SAFETY: the helper has no preconditions.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let (cgroup, role) = match socket::find(sk) {
+        // SAFETY: socket storage and banks are map values; only this socket's own state changes write these words.
+        Some(socket) => unsafe {
+            if (*socket).since_ns != 0 {
+                maps::observe(&raw mut (*bank).connect, now.saturating_sub((*socket).since_ns), 1);
+            }
+            (*socket).since_ns = now;
+            (*socket).established = 1;
+            ((*socket).flow.cgroup, Role::Client)
+        },
+        None => {
+            let role = if old == state::SYN_SENT { Role::Client } else { Role::Server };
+            begin(sk, role, now, 1, bank);
+            (socket::cgroup(sk), role)
+        }
+    };
+    let row = socket::row_of(cgroup, bank);
+    // SAFETY: a map value.
+    unsafe {
+        match role {
+            Role::Client => add(&raw mut (*row).opened[0], 1),
+            Role::Server => add(&raw mut (*row).opened[1], 1),
+        }
+    }
+}
+
+/// Starts to follow a socket whose counters are all zero.
+#[inline(always)]
+fn begin(sk: *const c_void, role: Role, since_ns: u64, established: u64, bank: *mut TcpBank) {
+    let counted = FlowRow { sent_bytes: 0, received_bytes: 0, connections: 0, retransmits: 0 };
+    let mut value = Socket { flow: socket::flow(sk, role), since_ns, established, counted };
+    socket::follow(sk, &mut value, bank);
+}
+
+/// The last state of a connection.
+#[inline(always)]
+fn closed(sk: *const c_void, old: u32, bank: *mut TcpBank) {
+    // SAFETY: `sk` is a `sock` by the tracepoint's BTF.
+    let errno: u32 = unsafe { load(sk, &facts::SK_ERR) };
+    let Some(socket) = socket::find(sk) else {
+        match old {
+            // Never a connection: a listener, or a socket that was never used.
+            state::CLOSE | state::LISTEN => {}
+            state::SYN_SENT | state::SYN_RECV => {
+                if old == state::SYN_SENT || errno != 0 {
+                    fail(socket::row_of(socket::cgroup(sk), bank), errno);
+                }
+            }
+            // SAFETY: a map value.
+            _ => maps::lose(unsafe { &raw mut (*bank).lost }, Loss::LateAttach),
+        }
+        return;
+    };
+    // SAFETY: socket storage and banks are map values; only this socket's own state changes write these words.
+    let (cgroup, role, since_ns, established) =
+        unsafe { ((*socket).flow.cgroup, (*socket).flow.role, (*socket).since_ns, (*socket).established) };
+    let row = socket::row_of(cgroup, bank);
+    if let Some(moved) = socket::moved(sk) {
+        // SAFETY: as above.
+        unsafe {
+            if established != 0 {
+                socket::account(socket, &moved, Reading::Last, bank);
+                if moved.rtt_ns != 0 {
+                    maps::observe(&raw mut (*bank).rtt, moved.rtt_ns, 1);
+                }
+            } else {
+                let counted = &raw mut (*socket).counted.retransmits;
+                add(&raw mut (*row).retransmits, socket::claim(counted, moved.retransmits, Reading::Last));
+            }
+        }
+    }
+    // SAFETY: as above.
+    unsafe {
+        if established != 0 {
+            // SAFETY: the helper has no preconditions.
+            let lifetime_ns = bpf_ktime_get_ns().saturating_sub(since_ns);
+            let lifetimes = &raw mut (*bank).lifetime;
+            let (closed, lifetime) = if role == Role::Client as u8 {
+                (&raw mut (*row).closed[0], &raw mut (*lifetimes)[0])
+            } else {
+                (&raw mut (*row).closed[1], &raw mut (*lifetimes)[1])
+            };
+            add(closed, 1);
+            if since_ns != 0 {
+                maps::observe(lifetime, lifetime_ns, 1);
+            }
+        }
+        if established == 0 || errno != 0 {
+            fail(row, errno);
+        }
+    }
+    socket::forget(sk);
+}
+
+/// Counts a connection that ended in an error.
+#[inline(always)]
+fn fail(row: *mut siskin_ebpf::TcpRow, errno: u32) {
+    // SAFETY: a map value.
+    unsafe {
+        match Failure::of_errno(errno) {
+            Failure::Refused => add(&raw mut (*row).failed[0], 1),
+            Failure::Timeout => add(&raw mut (*row).failed[1], 1),
+            Failure::Reset => add(&raw mut (*row).failed[2], 1),
+            Failure::Other => add(&raw mut (*row).failed[3], 1),
+        }
+    }
+}

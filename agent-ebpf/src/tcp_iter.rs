@@ -1,0 +1,158 @@
+//! The TCP probe's iterators: the sweep over live connections, and the one pass at start that adopts connections older
+//! than the agent. They run when user space reads them, in process context, and print nothing.
+
+use core::{
+    ffi::{c_int, c_void},
+    ptr,
+};
+
+use aya_ebpf::{bindings::BPF_ANY, helpers::generated::bpf_sock_from_file};
+use siskin_ebpf::{FlowRow, Listener, Role, Socket};
+
+use crate::{
+    atomic::add,
+    facts::{self, load},
+    maps::{self, TCP_BANK, TCP_LISTENERS},
+    tcp::state,
+    tcp_socket::{self as socket, Reading},
+};
+
+/// What `iter/bpf_sk_storage_map` hands over (`bpf_iter__bpf_sk_storage_map`, net/core/bpf_sk_storage.c, 6.18).
+#[repr(C)]
+pub struct StorageElement {
+    meta: *const c_void,
+    map: *const c_void,
+    sk: *const c_void,
+    value: *mut Socket,
+}
+
+/// What `iter/task_file` hands over (`bpf_iter__task_file`, kernel/bpf/task_iter.c, 6.18).
+#[repr(C)]
+pub struct TaskFile {
+    meta: *const c_void,
+    task: *const c_void,
+    fd: u64,
+    file: *const c_void,
+}
+
+/// Visits every followed socket of every network namespace and counts what it moved since the last visit.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/bpf_sk_storage_map")]
+pub extern "C" fn tcp_sweep(ctx: *const StorageElement) -> c_int {
+    // SAFETY: the kernel passes a context of this layout; both pointers are checked before use.
+    unsafe {
+        let (sk, socket) = ((*ctx).sk, (*ctx).value);
+        if sk.is_null() || socket.is_null() || (*socket).established == 0 {
+            return 0;
+        }
+        let Some(bank) = TCP_BANK.get_ptr_mut(0) else { return 0 };
+        // Its end has been counted, or is being counted now.
+        if u32::from(load::<u8>(sk, &facts::SK_STATE)) == state::CLOSE {
+            return 0;
+        }
+        if let Some(moved) = socket::moved(sk) {
+            socket::account(socket, &moved, Reading::Sweep, bank);
+            if moved.rtt_ns != 0 {
+                maps::observe(&raw mut (*bank).rtt, moved.rtt_ns, 1);
+            }
+        }
+    }
+    0
+}
+
+/// Notes every listening port, so that adoption can tell servers from clients.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task_file")]
+pub extern "C" fn tcp_listen(ctx: *const TaskFile) -> c_int {
+    // SAFETY: the kernel passes a context of this layout.
+    if let Some(sk) = unsafe { tcp_socket_of(ctx) }
+        && state_of(sk) == state::LISTEN
+    {
+        // A port that does not fit makes its connections look like clients; the table holds more ports than that.
+        let _ = TCP_LISTENERS.insert(local_port(sk), 1, BPF_ANY.into());
+    }
+    0
+}
+
+/// Adopts every connection that a process holds open: its counters as they are now are where counting begins.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task_file")]
+pub extern "C" fn tcp_adopt(ctx: *const TaskFile) -> c_int {
+    // SAFETY: the kernel passes a context of this layout.
+    let Some(sk) = (unsafe { tcp_socket_of(ctx) }) else { return 0 };
+    let state = state_of(sk);
+    if matches!(state, state::LISTEN | state::CLOSE | state::SYN_RECV) || socket::find(sk).is_some() {
+        return 0;
+    }
+    let (Some(bank), Some(moved)) = (TCP_BANK.get_ptr_mut(0), socket::moved(sk)) else { return 0 };
+    // SAFETY: a reference to a key on the stack.
+    let role = match TCP_LISTENERS.get_ptr(local_port(sk)) {
+        Some(_) => Role::Server,
+        None => Role::Client,
+    };
+    let established = u64::from(state != state::SYN_SENT);
+    let counted = FlowRow {
+        sent_bytes: moved.sent_bytes,
+        received_bytes: moved.received_bytes,
+        // Opened before the agent: not a new connection of the flow.
+        connections: established,
+        retransmits: moved.retransmits,
+    };
+    let mut value = Socket { flow: socket::flow(sk, role), since_ns: 0, established, counted };
+    if socket::follow(sk, &mut value, bank) && established != 0 {
+        let row = socket::row_of(value.flow.cgroup, bank);
+        // SAFETY: map values.
+        unsafe {
+            maps::lose(&raw mut (*bank).lost, siskin_ebpf::Loss::LateAttach);
+            match role {
+                Role::Client => add(&raw mut (*row).adopted[0], 1),
+                Role::Server => add(&raw mut (*row).adopted[1], 1),
+            }
+        }
+    }
+    0
+}
+
+/// The TCP socket behind an open file, if it is one.
+///
+/// # Safety
+/// `ctx` is what the kernel passed to a `task_file` iterator.
+#[inline(always)]
+unsafe fn tcp_socket_of(ctx: *const TaskFile) -> Option<*const c_void> {
+    // SAFETY: as the caller promises; each pointer is checked before the next use.
+    unsafe {
+        let file = (*ctx).file;
+        if file.is_null() {
+            return None;
+        }
+        let socket: *const c_void = bpf_sock_from_file(file.cast_mut().cast()).cast();
+        if socket.is_null() {
+            return None;
+        }
+        let sk: *const c_void = load(socket, &facts::SOCKET_SK);
+        if ptr::eq(sk, ptr::null())
+            || load::<u16>(sk, &facts::SK_PROTOCOL) != u16::from(siskin_ebpf::PROTOCOL_TCP)
+        {
+            return None;
+        }
+        Some(sk)
+    }
+}
+
+/// The socket's TCP state.
+#[inline(always)]
+fn state_of(sk: *const c_void) -> u32 {
+    // SAFETY: `sk` is a `sock` by BTF.
+    u32::from(unsafe { load::<u8>(sk, &facts::SK_STATE) })
+}
+
+/// The socket's network namespace and local port.
+#[inline(always)]
+fn local_port(sk: *const c_void) -> Listener {
+    // SAFETY: `sk` is a `sock` by BTF, and `net` what it points to.
+    unsafe {
+        let net: *const c_void = load(sk, &facts::SK_NET);
+        let port: u16 = load(sk, &facts::SK_NUM);
+        Listener { netns: load(net, &facts::NET_INUM), port: port.into() }
+    }
+}

@@ -1,0 +1,221 @@
+//! What the TCP probe remembers of a socket, and how it adds what the socket moved to its flow.
+//!
+//! The kernel counts bytes, segments and retransmits in `tcp_sock` itself. A sweep and the end of a connection may run at
+//! once on two CPUs; each claims what it adds by an atomic exchange of the socket's `counted` words, so that every byte
+//! is added exactly once.
+
+use core::{ffi::c_void, ptr};
+
+use aya_ebpf::{
+    bindings::BPF_SK_STORAGE_GET_F_CREATE,
+    helpers::{
+        bpf_probe_read_kernel_buf,
+        generated::{bpf_sk_storage_delete, bpf_sk_storage_get, bpf_skc_to_tcp_sock},
+    },
+};
+use siskin_ebpf::{FlowKey, FlowRow, Loss, PROTOCOL_TCP, Role, Socket, Table, TcpBank, TcpRow};
+
+use crate::{
+    atomic::{add, get, replace, swap},
+    facts::{self, at, load},
+    maps::{self, CONTROL, TCP_SOCKETS},
+};
+
+/// `AF_INET6`.
+const AF_INET6: u16 = 10;
+
+/// What a socket moved so far, from the kernel's own counters.
+#[derive(Clone, Copy)]
+pub struct Moved {
+    /// Payload bytes sent, without retransmits.
+    pub sent_bytes: u64,
+    /// Payload bytes received.
+    pub received_bytes: u64,
+    /// Segments retransmitted.
+    pub retransmits: u64,
+    /// Smoothed round-trip time in nanoseconds.
+    pub rtt_ns: u64,
+}
+
+/// The storage map as the helpers want it.
+#[inline(always)]
+fn storage_map() -> *mut c_void {
+    ptr::from_ref(&TCP_SOCKETS).cast_mut().cast()
+}
+
+/// What is remembered of the socket, if it is followed.
+#[inline(always)]
+pub fn find(sk: *const c_void) -> Option<*mut Socket> {
+    // SAFETY: `sk` is a socket by BTF; without the create flag the value may be null.
+    let socket = unsafe { bpf_sk_storage_get(storage_map(), sk.cast_mut(), ptr::null_mut(), 0) };
+    (!socket.is_null()).then_some(socket.cast())
+}
+
+/// Starts to follow a socket. `false` when it cannot be followed, which is counted as a loss.
+#[inline(always)]
+pub fn follow(sk: *const c_void, socket: &mut Socket, bank: *mut TcpBank) -> bool {
+    let Some(control) = CONTROL.get_ptr_mut(0) else { return false };
+    // SAFETY: `control` and `bank` are map values, `sk` is a socket by BTF.
+    unsafe {
+        if get(&raw const (*control).sockets) < get(&raw const (*control).sockets_limit) {
+            let value = ptr::from_mut(socket).cast();
+            let create = BPF_SK_STORAGE_GET_F_CREATE.into();
+            if !bpf_sk_storage_get(storage_map(), sk.cast_mut(), value, create).is_null() {
+                add(&raw mut (*control).sockets, 1);
+                return true;
+            }
+        }
+        maps::lose(&raw mut (*bank).lost, Loss::SocketStorage);
+    }
+    false
+}
+
+/// Stops following a socket.
+#[inline(always)]
+pub fn forget(sk: *const c_void) {
+    // SAFETY: `sk` is a socket by BTF; the control element is a map value.
+    unsafe {
+        if bpf_sk_storage_delete(storage_map(), sk.cast_mut()) == 0
+            && let Some(control) = CONTROL.get_ptr_mut(0)
+        {
+            add(&raw mut (*control).sockets, u64::MAX);
+        }
+    }
+}
+
+/// The id of the cgroup that owns the socket, whoever runs now.
+#[inline(always)]
+pub fn cgroup(sk: *const c_void) -> u64 {
+    // SAFETY: `sk` is a `sock` by BTF, and each next pointer is what the field before points to.
+    unsafe {
+        let cgroup: *const c_void = load(sk, &facts::SK_CGROUP);
+        let node: *const c_void = load(cgroup, &facts::CGROUP_KN);
+        load(node, &facts::KN_ID)
+    }
+}
+
+/// The flow that a socket belongs to.
+#[inline(always)]
+pub fn flow(sk: *const c_void, role: Role) -> FlowKey {
+    let mut peer = [0; 16];
+    // SAFETY: `sk` is a `sock` by BTF; the 16 bytes of the address are copied by a helper, because the verifier follows no
+    // loads into the union that `in6_addr` is.
+    unsafe {
+        if load::<u16>(sk, &facts::SK_FAMILY) == AF_INET6 {
+            // A failed copy leaves the address zero: the flow is then one with an unknown peer.
+            let _ = bpf_probe_read_kernel_buf(at(sk, &facts::SK_V6_DADDR), &mut peer);
+        } else {
+            let address: u32 = load(sk, &facts::SK_DADDR);
+            peer[10] = 0xff;
+            peer[11] = 0xff;
+            // Network byte order in memory already.
+            peer[12..16].copy_from_slice(&address.to_ne_bytes());
+        }
+        let port = match role {
+            Role::Client => u16::from_be(load(sk, &facts::SK_DPORT)),
+            Role::Server => load(sk, &facts::SK_NUM),
+        };
+        FlowKey { cgroup: cgroup(sk), peer, port, protocol: PROTOCOL_TCP, role: role as u8, padding: 0 }
+    }
+}
+
+/// Reads the kernel's counters of a full TCP socket; `None` when it is not one.
+#[inline(always)]
+pub fn moved(sk: *const c_void) -> Option<Moved> {
+    // SAFETY: `sk` is a `sock` by BTF; the helper checks that it is a `tcp_sock`.
+    unsafe {
+        let tcp: *const c_void = bpf_skc_to_tcp_sock(sk.cast_mut()).cast();
+        if tcp.is_null() {
+            return None;
+        }
+        // The kernel counts the FIN as a received byte; SOCK_DONE is set when one came (tcp_fin, net/ipv4/tcp_input.c, 6.18).
+        let done = (load::<u64>(sk, &facts::SK_FLAGS) >> facts::value(&facts::SOCK_DONE)) & 1;
+        let sent: u64 = load(tcp, &facts::TCP_BYTES_SENT);
+        let resent: u64 = load(tcp, &facts::TCP_BYTES_RETRANS);
+        let received: u64 = load(tcp, &facts::TCP_BYTES_RECEIVED);
+        let retransmits: u32 = load(tcp, &facts::TCP_TOTAL_RETRANS);
+        let srtt_us: u32 = load(tcp, &facts::TCP_SRTT_US);
+        Some(Moved {
+            sent_bytes: sent.wrapping_sub(resent),
+            received_bytes: received.wrapping_sub(done),
+            retransmits: retransmits.into(),
+            // Kept times eight (include/linux/tcp.h, 6.18).
+            rtt_ns: u64::from(srtt_us >> 3) * 1000,
+        })
+    }
+}
+
+/// The row of TCP counters of a cgroup, or the bank's `other` row.
+#[inline(always)]
+pub fn row_of(cgroup: u64, bank: *mut TcpBank) -> *mut TcpRow {
+    let zero = TcpRow { opened: [0; 2], adopted: [0; 2], closed: [0; 2], failed: [0; 4], retransmits: 0 };
+    maps::row(Table::Tcp, &maps::TCP_ROWS_A, &maps::TCP_ROWS_B, &cgroup, &zero).unwrap_or_else(|| {
+        // SAFETY: a map value.
+        unsafe {
+            maps::lose(&raw mut (*bank).lost, Loss::MapFull);
+            &raw mut (*bank).other
+        }
+    })
+}
+
+/// Whether this reading of the counters is the last one of the connection.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Reading {
+    /// The connection lives on; its end may be read at the same time.
+    Sweep,
+    /// The connection is ending; nothing is read after.
+    Last,
+}
+
+/// Adds what the socket moved since it was last counted to its flow and to its cgroup's retransmits.
+#[inline(always)]
+pub fn account(socket: *mut Socket, moved: &Moved, reading: Reading, bank: *mut TcpBank) {
+    // SAFETY: socket storage and banks are map values.
+    unsafe {
+        let counted = &raw mut (*socket).counted;
+        let delta = FlowRow {
+            sent_bytes: claim(&raw mut (*counted).sent_bytes, moved.sent_bytes, reading),
+            received_bytes: claim(&raw mut (*counted).received_bytes, moved.received_bytes, reading),
+            connections: claim(&raw mut (*counted).connections, 1, reading),
+            retransmits: claim(&raw mut (*counted).retransmits, moved.retransmits, reading),
+        };
+        if delta.sent_bytes | delta.received_bytes | delta.connections | delta.retransmits == 0 {
+            return;
+        }
+        let flow = &*(&raw const (*socket).flow);
+        let zero = FlowRow { sent_bytes: 0, received_bytes: 0, connections: 0, retransmits: 0 };
+        let row = maps::row(Table::Flow, &maps::FLOW_ROWS_A, &maps::FLOW_ROWS_B, flow, &zero).unwrap_or_else(
+            || {
+                maps::lose(&raw mut (*bank).lost, Loss::MapFull);
+                maps::element(&raw mut (*bank).flow_other, flow.role.into())
+            },
+        );
+        add(&raw mut (*row).sent_bytes, delta.sent_bytes);
+        add(&raw mut (*row).received_bytes, delta.received_bytes);
+        add(&raw mut (*row).connections, delta.connections);
+        if delta.retransmits != 0 {
+            add(&raw mut (*row).retransmits, delta.retransmits);
+            let row = row_of((*socket).flow.cgroup, bank);
+            add(&raw mut (*row).retransmits, delta.retransmits);
+        }
+    }
+}
+
+/// Moves one `counted` word to `now` and returns what that adds.
+///
+/// The last reading takes everything, even a step back by the one byte that a sweep between a FIN's arrival and its
+/// flag counted too many. A sweep takes nothing when the counters went back or when somebody else moved the word.
+#[inline(always)]
+pub fn claim(counted: *mut u64, now: u64, reading: Reading) -> u64 {
+    match reading {
+        Reading::Last => now.wrapping_sub(swap(counted, now)),
+        Reading::Sweep => {
+            let before = get(counted);
+            let step = now.wrapping_sub(before);
+            if step as i64 <= 0 || !replace(counted, before, now) {
+                return 0;
+            }
+            step
+        }
+    }
+}

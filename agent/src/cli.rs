@@ -1,0 +1,292 @@
+//! Flags as data. Names follow the official Prometheus exporters.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use siskin_ebpf::Probe;
+
+use crate::probes::Limits;
+
+/// eBPF host telemetry: network flows, processes and disk I/O, served to Prometheus.
+#[derive(Debug, Parser)]
+#[command(name = "siskin", version = VERSION, max_term_width = 120)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Version and revision of this build.
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("SISKIN_REVISION"), ")");
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Load the programs and serve metrics until SIGTERM or Ctrl-C
+    Run(Box<Run>),
+    /// Print a generated document
+    #[command(hide = true)]
+    Docs {
+        /// Which one
+        document: Document,
+    },
+}
+
+/// A document that is made from the code.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Document {
+    /// Every metric
+    Metrics,
+    /// Every flag
+    Help,
+}
+
+/// Flags of `siskin run`.
+#[derive(Args, Debug)]
+pub struct Run {
+    /// Address to serve on; a port alone (":19100") is every address
+    #[arg(long = "web.listen-address", value_name = "ADDRESS", default_value = "127.0.0.1:19100", value_parser = address)]
+    pub listen_address: SocketAddr,
+
+    /// Path of the metrics
+    #[arg(long = "web.telemetry-path", value_name = "PATH", default_value = "/metrics", value_parser = path)]
+    pub telemetry_path: String,
+
+    /// Serve scrapes that come faster than this from the last reading
+    #[arg(long = "collect.min-interval", value_name = "DURATION", default_value = "1s", value_parser = duration)]
+    pub min_interval: Duration,
+
+    /// Most kernel memory that maps may take, in bytes, or with K, M or G (powers of 1024)
+    #[arg(long = "budget.memory", value_name = "BYTES", default_value = "64M", value_parser = bytes)]
+    pub memory: u64,
+
+    /// Which probes run
+    #[command(flatten)]
+    pub collectors: Collectors,
+
+    /// How large the tables are
+    #[command(flatten)]
+    pub sizes: Sizes,
+
+    /// Where the host's file systems are
+    #[command(flatten)]
+    pub paths: Paths,
+
+    /// Turn on the kernel's run-time statistics of programs (needs CAP_SYS_ADMIN; costs a little on every run of every program)
+    #[arg(long = "debug.program-stats")]
+    pub program_stats: bool,
+
+    /// Least severe messages to log
+    #[arg(long = "log.level", value_name = "LEVEL", default_value = "info")]
+    pub log_level: LogLevel,
+
+    /// Form of log lines
+    #[arg(long = "log.format", value_name = "FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+/// A pair of flags for each probe; the last one given counts.
+#[derive(Args, Debug)]
+pub struct Collectors {
+    /// Run the process probe (default)
+    #[arg(long = "collector.process", action = ArgAction::SetTrue, overrides_with = "no_process")]
+    process: bool,
+    /// Do not run the process probe
+    #[arg(long = "no-collector.process", action = ArgAction::SetTrue)]
+    no_process: bool,
+    /// Run the TCP probe (default)
+    #[arg(long = "collector.tcp", action = ArgAction::SetTrue, overrides_with = "no_tcp")]
+    tcp: bool,
+    /// Do not run the TCP probe
+    #[arg(long = "no-collector.tcp", action = ArgAction::SetTrue, overrides_with = "tcp")]
+    no_tcp: bool,
+    /// Run the disk probe (default)
+    #[arg(long = "collector.disk", action = ArgAction::SetTrue, overrides_with = "no_disk")]
+    disk: bool,
+    /// Do not run the disk probe
+    #[arg(long = "no-collector.disk", action = ArgAction::SetTrue, overrides_with = "disk")]
+    no_disk: bool,
+}
+
+impl Collectors {
+    /// The probes to run.
+    pub fn enabled(&self) -> Vec<Probe> {
+        let off = |probe| match probe {
+            Probe::Process => self.no_process,
+            Probe::Tcp => self.no_tcp,
+            Probe::Disk => self.no_disk,
+        };
+        Probe::ALL.into_iter().filter(|probe| !off(*probe)).collect()
+    }
+}
+
+/// Sizes of tables.
+#[derive(Args, Debug)]
+pub struct Sizes {
+    /// Most rows in the flow table; the rest is added up in peer="other"
+    #[arg(long = "flows.max-series", value_name = "ROWS", default_value_t = 1000, value_parser = rows())]
+    pub flows: u32,
+
+    /// Most workloads with series of their own; the rest is added up in container="unknown"
+    #[arg(long = "workloads.max-series", value_name = "ROWS", default_value_t = 2048, value_parser = rows())]
+    pub workloads: u32,
+
+    /// Most command names with series of their own; the rest is added up in comm="other"
+    #[arg(long = "process.max-comms", value_name = "ROWS", default_value_t = 128, value_parser = rows())]
+    pub comms: u32,
+
+    /// Most block devices with series of their own; the rest is added up in device="other"
+    #[arg(long = "disk.max-devices", value_name = "DEVICES", default_value_t = 32, value_parser = rows())]
+    pub devices: u32,
+
+    /// Most TCP sockets followed at once; more are counted as lost
+    #[arg(long = "tcp.max-sockets", value_name = "SOCKETS", default_value_t = 65536, value_parser = rows())]
+    pub sockets: u32,
+}
+
+impl Sizes {
+    /// The sizes as the probes take them.
+    pub fn limits(&self) -> Limits {
+        let Self { flows, workloads, comms, devices, sockets } = *self;
+        Limits { workloads, flows, devices, sockets, comms }
+    }
+}
+
+/// Mount points, for an agent in a container that has the host's elsewhere.
+#[derive(Args, Clone, Debug)]
+pub struct Paths {
+    /// Where the host's cgroups are mounted
+    #[arg(long = "path.cgroup", value_name = "DIRECTORY", default_value = "/sys/fs/cgroup")]
+    pub cgroup: PathBuf,
+
+    /// Where the host's procfs is mounted
+    #[arg(long = "path.procfs", value_name = "DIRECTORY", default_value = "/proc")]
+    pub procfs: PathBuf,
+
+    /// Where the host's sysfs is mounted
+    #[arg(long = "path.sysfs", value_name = "DIRECTORY", default_value = "/sys")]
+    pub sysfs: PathBuf,
+}
+
+/// Severity of log messages.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum LogLevel {
+    /// Only what stops the agent
+    Error,
+    /// And what makes its numbers worse
+    Warn,
+    /// And what it does
+    Info,
+    /// And why
+    Debug,
+}
+
+impl From<LogLevel> for tracing::Level {
+    fn from(level: LogLevel) -> Self {
+        match level {
+            LogLevel::Error => Self::ERROR,
+            LogLevel::Warn => Self::WARN,
+            LogLevel::Info => Self::INFO,
+            LogLevel::Debug => Self::DEBUG,
+        }
+    }
+}
+
+/// Form of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+fn rows() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..=1 << 20)
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let full = if text.starts_with(':') { format!("[::]{text}") } else { text.to_owned() };
+    full.parse()
+        .map_err(|_| "give it as ADDRESS:PORT, such as 127.0.0.1:19100, [::1]:19100 or :19100".to_owned())
+}
+
+fn path(text: &str) -> Result<String, String> {
+    if text.starts_with('/') && text.len() > 1 && !RESERVED.contains(&text) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("give a path that begins with / and is none of {}", RESERVED.join(" ")))
+    }
+}
+
+/// Paths that serve something else.
+const RESERVED: [&str; 3] = ["/", "/healthz", "/readyz"];
+
+fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|error| format!("{error}; give it as 500ms, 1s or 1m"))
+}
+
+fn bytes(text: &str) -> Result<u64, String> {
+    let (digits, factor) =
+        match text.trim_end_matches("iB").split_at_checked(text.trim_end_matches("iB").len() - 1) {
+            Some((digits, "K" | "k")) => (digits, 1 << 10),
+            Some((digits, "M")) => (digits, 1 << 20),
+            Some((digits, "G")) => (digits, 1 << 30),
+            _ => (text, 1),
+        };
+    let number: u64 =
+        digits.parse().map_err(|_| "give a number of bytes, such as 67108864, 64M or 64MiB".to_owned())?;
+    number.checked_mul(factor).ok_or_else(|| "that is more than 16 EiB".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    fn run(flags: &[&str]) -> Run {
+        let Command::Run(run) = Cli::try_parse_from(["siskin", "run"].iter().chain(flags)).unwrap().command
+        else {
+            panic!("not run");
+        };
+        *run
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_probe_has_both_flags_and_the_last_one_counts() {
+        for probe in Probe::ALL {
+            let (on, off) =
+                (format!("--collector.{}", probe.name()), format!("--no-collector.{}", probe.name()));
+            assert!(run(&[]).collectors.enabled().contains(&probe));
+            assert!(!run(&[&off]).collectors.enabled().contains(&probe));
+            assert!(run(&[&off, &on]).collectors.enabled().contains(&probe));
+            assert!(!run(&[&on, &off]).collectors.enabled().contains(&probe));
+        }
+    }
+
+    #[test]
+    fn values_are_checked() {
+        assert_eq!(run(&["--web.listen-address=:80"]).listen_address.to_string(), "[::]:80");
+        assert_eq!(run(&["--budget.memory=2MiB"]).memory, 2 << 20);
+        assert_eq!(run(&["--budget.memory=3k"]).memory, 3 << 10);
+        assert_eq!(run(&["--budget.memory=77"]).memory, 77);
+        for wrong in [
+            "--web.listen-address=localhost",
+            "--web.telemetry-path=metrics",
+            "--web.telemetry-path=/healthz",
+            "--collect.min-interval=soon",
+            "--budget.memory=",
+            "--budget.memory=much",
+            "--budget.memory=99999999999G",
+            "--flows.max-series=0",
+            "--log.level=loud",
+        ] {
+            assert!(Cli::try_parse_from(["siskin", "run", wrong]).is_err(), "{wrong}");
+        }
+    }
+}

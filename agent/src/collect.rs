@@ -1,0 +1,256 @@
+//! Reading all probes when asked, at most so often, and describing what they counted.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use prometheus::{core::Collector as _, process_collector::ProcessCollector, proto::MetricFamily};
+use siskin_ebpf::Probe;
+
+use crate::{
+    estimate,
+    kernel::{loader::Kernel, memory::Plan},
+    metrics::{self, Exposition, NANOS, Truth},
+    probes::Reader,
+    workload::Workloads,
+};
+
+/// What became of the last reading of a probe.
+#[derive(Clone, Copy, Debug, Default)]
+struct Reading {
+    seconds: f64,
+    success: bool,
+}
+
+/// What one reading brought.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// All metrics.
+    pub families: Vec<MetricFamily>,
+    /// Probes that are not fully up, or whose last reading failed; each with why.
+    pub missing: Vec<String>,
+}
+
+/// Everything that is read, behind one lock: readings never overlap, and those who wait for one share it.
+pub struct Collector {
+    min_interval: Duration,
+    state: Mutex<State>,
+}
+
+/// The running agent's parts that a reading needs.
+pub struct State {
+    /// The loaded object.
+    pub kernel: Kernel,
+    /// The running probes.
+    pub readers: Vec<Box<dyn Reader>>,
+    /// Who does it.
+    pub workloads: Workloads,
+    /// The maps and their sizes.
+    pub plans: Vec<Plan>,
+    /// `--budget.memory`.
+    pub memory_limit_bytes: u64,
+    /// Probes that the operator wants.
+    pub enabled: Vec<Probe>,
+    readings: HashMap<&'static str, Reading>,
+    heartbeat: f64,
+    last: Option<(Instant, Snapshot)>,
+    process: ProcessCollector,
+}
+
+impl State {
+    /// The parts of an agent that has not read anything yet.
+    pub fn new(
+        kernel: Kernel,
+        readers: Vec<Box<dyn Reader>>,
+        workloads: Workloads,
+        plans: Vec<Plan>,
+        memory_limit_bytes: u64,
+        enabled: Vec<Probe>,
+    ) -> Self {
+        Self {
+            kernel,
+            readers,
+            workloads,
+            plans,
+            memory_limit_bytes,
+            enabled,
+            readings: HashMap::new(),
+            heartbeat: 0.0,
+            last: None,
+            process: ProcessCollector::for_self(),
+        }
+    }
+}
+
+impl Collector {
+    /// Readings at most every `min_interval`.
+    pub fn new(state: State, min_interval: Duration) -> Self {
+        Self { min_interval, state: Mutex::new(state) }
+    }
+
+    /// The newest reading, or the last one if that is newer than the shortest interval. Waits for a reading that is under
+    /// way, and shares it.
+    pub fn snapshot(&self) -> Snapshot {
+        let mut state = self.lock();
+        if let Some((at, snapshot)) = &state.last
+            && at.elapsed() < self.min_interval
+        {
+            return snapshot.clone();
+        }
+        let at = Instant::now();
+        state.read(|_| true);
+        let snapshot = state.describe();
+        state.last = Some((at, snapshot.clone()));
+        snapshot
+    }
+
+    /// Reads the probes whose tables fill up, so that no row is refused. Costs no system call when none does.
+    pub fn relieve(&self) {
+        let mut state = self.lock();
+        state.read(|fills_up| fills_up);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A reading that panicked left totals that are whole: each row is added at once.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Reads the probes for which `wanted` says so, told whether their tables fill up.
+    fn read(&mut self, wanted: impl Fn(bool) -> bool) {
+        let mut all = true;
+        self.workloads.begin();
+        for reader in &mut self.readers {
+            if !wanted(reader.fills_up(&self.kernel.control)) {
+                all = false;
+                continue;
+            }
+            let begin = Instant::now();
+            let result = reader.read(&self.kernel.control, &mut self.workloads);
+            let reading = Reading { seconds: begin.elapsed().as_secs_f64(), success: result.is_ok() };
+            let name = reader.probe().name();
+            if let Err(error) = result {
+                all = false;
+                tracing::warn!("cannot read probe {name}: {error}");
+            }
+            self.readings.insert(name, reading);
+        }
+        if all {
+            self.heartbeat =
+                SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |now| now.as_secs_f64());
+        }
+    }
+
+    fn describe(&self) -> Snapshot {
+        let mut out = Exposition::default();
+        for reader in &self.readers {
+            reader.describe(&self.workloads, &mut out);
+        }
+        self.describe_build(&mut out);
+        self.describe_probes(&mut out);
+        self.describe_programs(&mut out);
+        self.describe_maps(&mut out);
+        let mut families = out.into_families();
+        families.extend(self.process.collect());
+        Snapshot { families, missing: self.missing() }
+    }
+
+    fn describe_build(&self, out: &mut Exposition) {
+        let build = [env!("CARGO_PKG_VERSION"), env!("SISKIN_REVISION"), env!("SISKIN_RUSTC")];
+        out.gauge(&metrics::BUILD_INFO, &build, 1.0);
+        let uname = rustix::system::uname();
+        let kernel = [&*uname.release().to_string_lossy(), &*uname.machine().to_string_lossy()];
+        out.gauge(&metrics::KERNEL_INFO, &kernel, 1.0);
+        let usage = cpu_seconds();
+        out.counter(&metrics::CPU_SECONDS, &["user"], usage);
+    }
+
+    fn describe_probes(&self, out: &mut Exposition) {
+        for probe in Probe::ALL {
+            let up = self.enabled.contains(&probe) && self.kernel.is_up(probe);
+            out.gauge(&metrics::PROBE_UP, &[probe.name()], f64::from(up));
+        }
+        // Two programs of a probe may sit on one hook; if they fare alike they are one series.
+        let hooks = self
+            .kernel
+            .hooks
+            .iter()
+            .map(|of| (of.hook.probe.name(), of.hook.point.name(), of.state.name(), of.state.reason()));
+        for (probe, hook, state, reason) in hooks.collect::<BTreeSet<_>>() {
+            out.gauge(&metrics::PROBE_HOOK_INFO, &[probe, &hook, state, reason], 1.0);
+        }
+        for (probe, reading) in &self.readings {
+            out.gauge(&metrics::COLLECT_SECONDS, &[probe], reading.seconds);
+            out.gauge(&metrics::COLLECT_SUCCESS, &[probe], f64::from(reading.success));
+        }
+        out.gauge(&metrics::HEARTBEAT, &[], self.heartbeat);
+        let lookups = self.workloads.lookups;
+        for (outcome, count) in [("pod", lookups.pod), ("unit", lookups.unit), ("unknown", lookups.unknown)] {
+            out.counter(&metrics::WORKLOAD_LOOKUPS, &[outcome], count as f64);
+        }
+        if self.readers.iter().any(|reader| reader.probe() == Probe::Disk) {
+            out.gauge(&metrics::SAMPLING_RATIO, &[Probe::Disk.name()], 1.0);
+            for metric in metrics::ALL.iter().filter(|metric| metric.truth == Truth::Sampled) {
+                // Every event is taken, so no weight but 1 enters a variance.
+                out.gauge(&metrics::STANDARD_ERROR, &[metric.name], estimate::standard_error(0.0));
+            }
+        }
+    }
+
+    fn describe_programs(&self, out: &mut Exposition) {
+        let mut missed: HashMap<&str, u64> = HashMap::new();
+        let mut kernel_ns = 0;
+        for program in &self.kernel.programs {
+            let Ok(counted) = program.counted() else { continue };
+            out.counter(&metrics::PROGRAM_RUN_SECONDS, &[program.name], counted.run_time_ns as f64 / NANOS);
+            out.counter(&metrics::PROGRAM_RUNS, &[program.name], counted.runs as f64);
+            *missed.entry(program.probe.name()).or_default() += counted.recursion_misses;
+            kernel_ns += counted.run_time_ns;
+        }
+        for (probe, misses) in missed {
+            out.counter(&metrics::LOST, &[probe, "recursion"], misses as f64);
+        }
+        if kernel_ns > 0 {
+            out.counter(&metrics::CPU_SECONDS, &["kernel"], kernel_ns as f64 / NANOS);
+        }
+    }
+
+    fn describe_maps(&self, out: &mut Exposition) {
+        out.gauge(&metrics::BUDGET_MEMORY, &[], self.memory_limit_bytes as f64);
+        out.gauge(&metrics::MAPS_MEMORY, &[], self.kernel.maps_bytes as f64);
+        for reader in &self.readers {
+            for (map, entries) in reader.map_entries(&self.kernel.control) {
+                out.gauge(&metrics::MAP_ENTRIES, &[map], entries as f64);
+                if let Some(plan) = self.plans.iter().find(|plan| plan.name == map) {
+                    out.gauge(&metrics::MAP_CAPACITY, &[map], plan.entries.into());
+                }
+            }
+        }
+    }
+
+    /// What a ready agent would have and this one has not.
+    fn missing(&self) -> Vec<String> {
+        let hooks = self.kernel.hooks.iter().filter(|state| !state.state.reason().is_empty()).map(|state| {
+            format!("{} {}: {}", state.hook.probe.name(), state.hook.point.name(), state.state.reason())
+        });
+        let readings = self
+            .readings
+            .iter()
+            .filter(|(_, reading)| !reading.success)
+            .map(|(probe, _)| format!("{probe}: the last reading failed"));
+        hooks.chain(readings).collect()
+    }
+}
+
+/// CPU seconds that this process took, in user mode and in system calls.
+fn cpu_seconds() -> f64 {
+    // SAFETY: a struct of integers.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel fills the struct.
+    unsafe { libc::getrusage(libc::RUSAGE_SELF, &raw mut usage) };
+    let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
+    seconds(usage.ru_utime) + seconds(usage.ru_stime)
+}

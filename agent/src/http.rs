@@ -1,0 +1,148 @@
+//! The HTTP server: four pages, read-only.
+//!
+//! * the telemetry path: metrics in the text format 0.0.4; reads the kernel
+//! * `/healthz`: 200 while the process answers; never touches the kernel
+//! * `/readyz`: 200 when every enabled probe is up and was read, else 503 and what is missing
+//! * `/`: a page for people
+
+use std::{convert::Infallible, future::Future, io, pin::pin, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::Incoming,
+    header::{ALLOW, CONTENT_TYPE},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{net::TcpListener, task::JoinSet};
+
+use crate::{
+    collect::{Collector, Snapshot},
+    metrics, page,
+};
+
+/// What the pages are made of.
+pub struct Site {
+    /// Reads the probes.
+    pub collector: Collector,
+    /// Path of the metrics.
+    pub telemetry_path: String,
+}
+
+/// Connections served at once; more wait in the listener's queue.
+const MAX_CONNECTIONS: usize = 64;
+/// A client that takes longer to send its request line and headers is cut off.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long requests under way may take after shutdown began.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// Serves until `shutdown` completes.
+///
+/// # Errors
+/// When the listener breaks.
+pub async fn run(
+    listener: TcpListener,
+    site: Arc<Site>,
+    shutdown: impl Future<Output = ()>,
+) -> io::Result<()> {
+    let mut shutdown = pin!(shutdown);
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = &mut shutdown => break,
+            Some(_) = connections.join_next(), if !connections.is_empty() => {}
+            accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
+                Ok((stream, _)) => {
+                    connections.spawn(serve(TokioIo::new(stream), Arc::clone(&site)));
+                }
+                // Out of descriptors, or a peer that went away: neither ends the server.
+                Err(error) => {
+                    tracing::warn!("cannot accept a connection: {error}");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            },
+        }
+    }
+    drop(listener);
+    // A kept-alive connection without a request would wait for ever, so the grace is short and then all end.
+    let _ = tokio::time::timeout(GRACE, async { while connections.join_next().await.is_some() {} }).await;
+    Ok(())
+}
+
+async fn serve(stream: TokioIo<tokio::net::TcpStream>, site: Arc<Site>) {
+    let service = service_fn(move |request| {
+        let site = Arc::clone(&site);
+        async move { Ok::<_, Infallible>(respond(&request, site).await) }
+    });
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .serve_connection(stream, service)
+        .await;
+    if let Err(error) = served {
+        tracing::debug!("connection ended: {error}");
+    }
+}
+
+async fn respond(request: &Request<Incoming>, site: Arc<Site>) -> Response<Full<Bytes>> {
+    if request.method() != Method::GET && request.method() != Method::HEAD {
+        let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
+        response.headers_mut().insert(ALLOW, hyper::header::HeaderValue::from_static("GET, HEAD"));
+        return response;
+    }
+    let path = request.uri().path();
+    if path == "/healthz" {
+        return plain(StatusCode::OK, "ok\n");
+    }
+    let metrics = path == site.telemetry_path;
+    if !metrics && path != "/" && path != "/readyz" {
+        return plain(StatusCode::NOT_FOUND, "no such page; see /\n");
+    }
+    let path = path.to_owned();
+    // Reading the kernel takes milliseconds; the thread that answers /healthz does not wait for it.
+    let made = tokio::task::spawn_blocking(move || {
+        let snapshot = site.collector.snapshot();
+        match path.as_str() {
+            "/readyz" => ready(&snapshot),
+            "/" => {
+                reply(StatusCode::OK, "text/html; charset=utf-8", page::html(&snapshot, &site.telemetry_path))
+            }
+            _ => match metrics::text(&snapshot.families) {
+                Ok(text) => reply(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text),
+                Err(error) => {
+                    plain(StatusCode::INTERNAL_SERVER_ERROR, &format!("cannot write metrics: {error}\n"))
+                }
+            },
+        }
+    });
+    made.await.unwrap_or_else(|error| {
+        tracing::error!("a reading failed: {error}");
+        plain(StatusCode::INTERNAL_SERVER_ERROR, "the reading failed; see the log\n")
+    })
+}
+
+fn ready(snapshot: &Snapshot) -> Response<Full<Bytes>> {
+    if snapshot.missing.is_empty() {
+        return plain(StatusCode::OK, "ready\n");
+    }
+    let mut text = "not ready\n".to_owned();
+    for line in &snapshot.missing {
+        text.push_str(line);
+        text.push('\n');
+    }
+    plain(StatusCode::SERVICE_UNAVAILABLE, &text)
+}
+
+fn plain(status: StatusCode, text: &str) -> Response<Full<Bytes>> {
+    reply(status, "text/plain; charset=utf-8", text.to_owned())
+}
+
+fn reply(status: StatusCode, content_type: &'static str, text: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(text)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(content_type));
+    response
+}

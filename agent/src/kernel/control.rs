@@ -1,0 +1,117 @@
+//! The `control` map, shared with the programs by memory: no system call to look at it or to change it.
+
+use std::{
+    io,
+    mem::offset_of,
+    os::fd::{AsFd, OwnedFd},
+    ptr::{self, NonNull},
+    sync::atomic::{AtomicU64, Ordering::SeqCst},
+};
+
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use siskin_ebpf::{Control as Layout, TABLES, Table};
+
+/// [`Layout`] as atomics, which have the same size and alignment.
+#[repr(C)]
+struct Shared {
+    active: [AtomicU64; TABLES],
+    full: [AtomicU64; TABLES],
+    rows: [[AtomicU64; 2]; TABLES],
+    sockets: AtomicU64,
+    sockets_limit: AtomicU64,
+}
+
+const _: () = assert!(
+    size_of::<Shared>() == size_of::<Layout>()
+        && offset_of!(Shared, full) == offset_of!(Layout, full)
+        && offset_of!(Shared, rows) == offset_of!(Layout, rows)
+        && offset_of!(Shared, sockets) == offset_of!(Layout, sockets)
+        && offset_of!(Shared, sockets_limit) == offset_of!(Layout, sockets_limit)
+);
+
+/// The mapped element.
+#[derive(Debug)]
+pub struct Control {
+    shared: NonNull<Shared>,
+    length: usize,
+}
+
+// SAFETY: all access goes through atomics, in memory that is unmapped only by the drop.
+unsafe impl Send for Control {}
+// SAFETY: as above.
+unsafe impl Sync for Control {}
+
+impl Control {
+    /// Maps the element of the `control` map.
+    ///
+    /// # Errors
+    /// When the kernel refuses to map it (before 5.5 it has no memory-mapped arrays).
+    pub fn map(map: &OwnedFd) -> io::Result<Self> {
+        let length = size_of::<Shared>().next_multiple_of(rustix::param::page_size());
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let address = unsafe {
+            mmap(
+                ptr::null_mut(),
+                length,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED,
+                map.as_fd(),
+                0,
+            )
+        }?;
+        let shared =
+            NonNull::new(address.cast()).ok_or_else(|| io::Error::other("mmap returned address 0"))?;
+        Ok(Self { shared, length })
+    }
+
+    fn shared(&self) -> &Shared {
+        // SAFETY: the mapping is at least as long as `Shared`, page-aligned, and lives as long as self.
+        unsafe { self.shared.as_ref() }
+    }
+
+    /// The bank of `table` that the programs write to.
+    pub fn active(&self, table: Table) -> usize {
+        self.shared().active[table as usize].load(SeqCst) as usize & 1
+    }
+
+    /// Turns the programs to the other bank, which is empty.
+    pub fn activate(&self, table: Table, bank: usize) {
+        self.shared().active[table as usize].store(bank as u64, SeqCst);
+        self.shared().full[table as usize].store(0, SeqCst);
+    }
+
+    /// Whether the active bank refused a row.
+    pub fn full(&self, table: Table) -> bool {
+        self.shared().full[table as usize].load(SeqCst) != 0
+    }
+
+    /// Rows in a bank of `table`.
+    pub fn rows(&self, table: Table, bank: usize) -> u64 {
+        self.shared().rows[table as usize][bank].load(SeqCst)
+    }
+
+    /// Says that a bank was emptied. A program that was still writing to it may have called the table full since.
+    pub fn emptied(&self, table: Table, bank: usize) {
+        self.shared().rows[table as usize][bank].store(0, SeqCst);
+        self.shared().full[table as usize].store(0, SeqCst);
+    }
+
+    /// Sockets followed now.
+    pub fn sockets(&self) -> u64 {
+        self.shared().sockets.load(SeqCst)
+    }
+
+    /// Sets how many sockets may be followed.
+    pub fn limit_sockets(&self, limit: u64) {
+        self.shared().sockets_limit.store(limit, SeqCst);
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping, and no reference into it outlives self.
+        if let Err(error) = unsafe { munmap(self.shared.as_ptr().cast(), self.length) } {
+            tracing::debug!("cannot unmap the control map: {error}");
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! Reading maps: banks (one value per CPU) and rows (keyed tables), word by word.
+//!
+//! A keyed table has two banks. The programs write to one; when it fills up, user space turns them to the other, waits until
+//! no program can still hold a row of the first, reads that one for the last time and empties it. So no row is ever
+//! removed while a program may add to it, and no count is lost.
+
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    io,
+    os::fd::{AsFd, OwnedFd},
+};
+
+use siskin_ebpf::{Table, Words};
+
+use super::{control::Control, sys};
+
+/// A key of a map.
+///
+/// # Safety
+/// The type has no padding and is valid for every bit pattern.
+pub unsafe trait Key: Copy + Eq + Hash + 'static {}
+
+// SAFETY: integers and arrays of them; the structs are repr(C) with their padding named.
+unsafe impl Key for u64 {}
+// SAFETY: as above.
+unsafe impl Key for [u8; 16] {}
+// SAFETY: as above.
+unsafe impl Key for siskin_ebpf::FlowKey {}
+// SAFETY: as above.
+unsafe impl Key for siskin_ebpf::DiskKey {}
+// SAFETY: as above.
+unsafe impl Key for siskin_ebpf::DiskWorkloadKey {}
+
+/// Reads a bank: the one element of a per-CPU array, summed over the CPUs. One system call.
+#[derive(Debug)]
+pub struct Bank {
+    map: OwnedFd,
+    words: Vec<u64>,
+}
+
+impl Bank {
+    /// A reader for the map, on a machine with that many possible CPUs.
+    pub fn new(map: OwnedFd, value_bytes: usize, cpus: usize) -> Self {
+        Self { map, words: vec![0; value_bytes / 8 * cpus] }
+    }
+
+    /// The sum over all CPUs.
+    ///
+    /// # Errors
+    /// When the kernel refuses the lookup.
+    pub fn read<V: Words>(&mut self) -> io::Result<V> {
+        sys::lookup(self.map.as_fd(), &0u32.to_ne_bytes(), &mut self.words)?;
+        Ok(sum(&self.words))
+    }
+}
+
+/// Adds up the values of all CPUs, which lie one after the other.
+fn sum<V: Words>(words: &[u64]) -> V {
+    let mut total = V::zero();
+    for value in words.chunks_exact(size_of::<V>() / 8) {
+        for (word, add) in total.words_mut().iter_mut().zip(value) {
+            *word = word.wrapping_add(*add);
+        }
+    }
+    total
+}
+
+/// One hash map, read in batches.
+#[derive(Debug)]
+pub struct Keyed {
+    map: OwnedFd,
+    /// Values per key: the number of possible CPUs for a per-CPU map, else 1.
+    copies: usize,
+}
+
+/// Elements per batch call: large enough that a system call's cost is spread, small enough to stay in cache.
+const BATCH: usize = 256;
+
+impl Keyed {
+    /// A reader for the map.
+    pub fn new(map: OwnedFd, copies: usize) -> Self {
+        Self { map, copies }
+    }
+
+    /// Calls `each` with every element, summed over the CPUs.
+    ///
+    /// # Errors
+    /// When the kernel refuses the walk.
+    pub fn each<K: Key, V: Words>(&self, mut each: impl FnMut(K, V)) -> io::Result<()> {
+        let value_words = size_of::<V>() / 8 * self.copies;
+        let mut size = BATCH;
+        let mut cursor = None;
+        let mut keys = vec![0u8; size * size_of::<K>()];
+        let mut values = vec![0u64; size * value_words];
+        loop {
+            let batch =
+                match sys::lookup_batch(self.map.as_fd(), &mut cursor, &mut keys, &mut values, size as u32) {
+                    // A bucket with more elements than the buffer holds.
+                    Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
+                        size *= 2;
+                        keys.resize(size * size_of::<K>(), 0);
+                        values.resize(size * value_words, 0);
+                        continue;
+                    }
+                    batch => batch?,
+                };
+            let elements = keys.chunks_exact(size_of::<K>()).zip(values.chunks_exact(value_words));
+            for (key, value) in elements.take(batch.count as usize) {
+                // SAFETY: a key is valid for every bit pattern, and the chunk is as long as one.
+                each(unsafe { key.as_ptr().cast::<K>().read_unaligned() }, sum(value));
+            }
+            if batch.done {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Removes the elements with these keys.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn remove<K: Key>(&self, keys: &[K]) -> io::Result<()> {
+        if keys.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: keys have no padding, so they are initialised bytes.
+        let bytes = unsafe { std::slice::from_raw_parts(keys.as_ptr().cast::<u8>(), size_of_val(keys)) };
+        sys::delete_batch(self.map.as_fd(), bytes, keys.len() as u32)
+    }
+}
+
+/// Turns readings that only grow into what was added since the reading before.
+#[derive(Debug)]
+pub struct Deltas<K, V> {
+    counted: HashMap<K, V>,
+}
+
+impl<K, V> Default for Deltas<K, V> {
+    fn default() -> Self {
+        Self { counted: HashMap::new() }
+    }
+}
+
+impl<K: Key, V: Words> Deltas<K, V> {
+    /// What `now` adds to the last reading of this key; `None` when nothing.
+    pub fn take(&mut self, key: K, now: V) -> Option<V> {
+        let counted = self.counted.entry(key).or_insert_with(V::zero);
+        let delta = now.since(counted);
+        *counted = now;
+        (!delta.is_zero()).then_some(delta)
+    }
+
+    /// Keys read so far.
+    pub fn len(&self) -> usize {
+        self.counted.len()
+    }
+
+    /// Whether nothing was read yet.
+    pub fn is_empty(&self) -> bool {
+        self.counted.is_empty()
+    }
+
+    /// Forgets all readings, because the map was emptied. Returns the keys it held.
+    pub fn clear(&mut self) -> Vec<K> {
+        self.counted.drain().map(|(key, _)| key).collect()
+    }
+}
+
+/// A keyed table with its two banks.
+#[derive(Debug)]
+pub struct Rows<K, V> {
+    table: Table,
+    capacity: u64,
+    banks: [Keyed; 2],
+    deltas: [Deltas<K, V>; 2],
+}
+
+impl<K: Key, V: Words> Rows<K, V> {
+    /// A reader for the two maps of `table`, each of which holds `capacity` rows.
+    pub fn new(table: Table, maps: [OwnedFd; 2], capacity: u32) -> Self {
+        Self {
+            table,
+            capacity: capacity.into(),
+            banks: maps.map(|map| Keyed::new(map, 1)),
+            deltas: [Deltas::default(), Deltas::default()],
+        }
+    }
+
+    /// Calls `each` with what was added to each row since the last call, and empties the bank that fills up.
+    ///
+    /// # Errors
+    /// When the kernel refuses a call; what was read before it has been handed on and is not read again.
+    pub fn read(&mut self, control: &Control, mut each: impl FnMut(K, V)) -> io::Result<()> {
+        let active = control.active(self.table);
+        if self.fills_up(control) {
+            control.activate(self.table, 1 - active);
+            sys::wait_for_programs();
+            self.read_bank(active, &mut each)?;
+            let keys = self.deltas[active].clear();
+            self.banks[active].remove(&keys)?;
+            control.emptied(self.table, active);
+            return self.read_bank(1 - active, &mut each);
+        }
+        self.read_bank(active, &mut each)
+    }
+
+    /// Whether the active bank is so full that it should be emptied before it refuses rows.
+    pub fn fills_up(&self, control: &Control) -> bool {
+        control.full(self.table)
+            || control.rows(self.table, control.active(self.table)) * 4 >= self.capacity * 3
+    }
+
+    fn read_bank(&mut self, bank: usize, each: &mut impl FnMut(K, V)) -> io::Result<()> {
+        let deltas = &mut self.deltas[bank];
+        self.banks[bank].each(|key, now| {
+            if let Some(delta) = deltas.take(key, now) {
+                each(key, delta);
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use siskin_ebpf::CommRow;
+
+    #[test]
+    fn values_of_all_cpus_are_summed_word_by_word() {
+        let total: siskin_ebpf::DiskWorkloadRow = sum(&[1, 10, 2, 20, 3, u64::MAX]);
+        assert_eq!((total.ios, total.bytes), (6, 29));
+    }
+
+    proptest! {
+        #[test]
+        fn deltas_add_up_to_the_last_reading(steps in prop::collection::vec((0u64..4, 0u64..1000), 0..200)) {
+            let (mut deltas, mut kernel, mut total) = (Deltas::default(), HashMap::new(), HashMap::new());
+            for (key, step) in steps {
+                let row = kernel.entry(key).or_insert(0u64);
+                *row += step;
+                if let Some(delta) = deltas.take(key, CommRow { execs: *row }) {
+                    *total.entry(key).or_insert(0) += delta.execs;
+                }
+                prop_assert_eq!(total.get(&key).copied().unwrap_or(0), kernel[&key]);
+            }
+        }
+    }
+}

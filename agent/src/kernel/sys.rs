@@ -1,0 +1,196 @@
+//! The `bpf(2)` calls that aya has no wrapper for. Layouts from include/uapi/linux/bpf.h, 6.18.
+
+use std::{
+    io,
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+};
+
+use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_prog_info};
+
+/// Calls `bpf(2)`.
+///
+/// # Safety
+/// `attr` is filled in for `command`, and every address in it is valid for what the command does with it.
+unsafe fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<libc::c_long> {
+    // SAFETY: as the caller promises.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, command as libc::c_long, &raw mut *attr, size_of::<bpf_attr>())
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// An attribute of zeros: what the kernel takes for "not given".
+fn attr() -> bpf_attr {
+    // SAFETY: a union of integers, valid for every bit pattern.
+    unsafe { std::mem::zeroed() }
+}
+
+/// Takes a new file descriptor from a call's result.
+fn owned(result: libc::c_long) -> OwnedFd {
+    // SAFETY: the kernel just made this descriptor for us. Descriptors fit an int.
+    unsafe { OwnedFd::from_raw_fd(result as i32) }
+}
+
+/// Reads one element; a per-CPU map fills one value per possible CPU, each rounded up to eight bytes.
+///
+/// # Errors
+/// `ENOENT` when the key is not there, `EPERM` without the privilege, `EINVAL` when `value` has the wrong size.
+pub fn lookup(map: BorrowedFd<'_>, key: &[u8], value: &mut [u64]) -> io::Result<()> {
+    let mut attr = attr();
+    // SAFETY: a union: the member that BPF_MAP_LOOKUP_ELEM reads.
+    let element = unsafe { &mut attr.__bindgen_anon_2 };
+    element.map_fd = map.as_raw_fd() as u32;
+    element.key = key.as_ptr() as u64;
+    element.__bindgen_anon_1.value = value.as_mut_ptr() as u64;
+    // SAFETY: both slices outlive the call; callers size them for the map.
+    unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attr) }.map(drop)
+}
+
+/// What one batch call did.
+pub struct Batch {
+    /// Elements copied.
+    pub count: u32,
+    /// Whether the map has no more.
+    pub done: bool,
+}
+
+/// Where a batch walk stands: opaque to us, at most eight bytes for hash maps.
+pub type Cursor = u64;
+
+/// Copies elements of a hash map from `cursor` on into `keys` and `values`, as many as `count`.
+///
+/// # Errors
+/// `ENOSPC` when a bucket holds more than `count` elements, `EINVAL` where the kernel has no batch calls (before 5.6).
+pub fn lookup_batch(
+    map: BorrowedFd<'_>,
+    cursor: &mut Option<Cursor>,
+    keys: &mut [u8],
+    values: &mut [u64],
+    count: u32,
+) -> io::Result<Batch> {
+    let mut next: Cursor = 0;
+    let mut attr = attr();
+    attr.batch.map_fd = map.as_raw_fd() as u32;
+    attr.batch.in_batch = cursor.as_ref().map_or(0, |cursor| (&raw const *cursor) as u64);
+    attr.batch.out_batch = (&raw mut next) as u64;
+    attr.batch.keys = keys.as_mut_ptr() as u64;
+    attr.batch.values = values.as_mut_ptr() as u64;
+    attr.batch.count = count;
+    // SAFETY: cursors and slices outlive the call; callers size the slices for `count` elements.
+    let result = unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) };
+    // SAFETY: the kernel writes the count back, also with ENOENT.
+    let count = unsafe { attr.batch.count };
+    let done = match result {
+        Ok(_) => false,
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+        Err(error) => return Err(error),
+    };
+    *cursor = Some(next);
+    Ok(Batch { count, done })
+}
+
+/// Removes one element; not being there is fine.
+///
+/// # Errors
+/// `EPERM` without the privilege.
+pub fn delete(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<()> {
+    let mut attr = attr();
+    // SAFETY: a union: the member that BPF_MAP_DELETE_ELEM reads.
+    let element = unsafe { &mut attr.__bindgen_anon_2 };
+    element.map_fd = map.as_raw_fd() as u32;
+    element.key = key.as_ptr() as u64;
+    // SAFETY: the key outlives the call.
+    match unsafe { bpf(bpf_cmd::BPF_MAP_DELETE_ELEM, &mut attr) } {
+        Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Removes the `count` elements whose keys are given.
+///
+/// # Errors
+/// `EINVAL` where the kernel has no batch calls (before 5.6).
+pub fn delete_batch(map: BorrowedFd<'_>, keys: &[u8], count: u32) -> io::Result<()> {
+    let mut attr = attr();
+    attr.batch.map_fd = map.as_raw_fd() as u32;
+    attr.batch.keys = keys.as_ptr() as u64;
+    attr.batch.count = count;
+    // SAFETY: the keys outlive the call.
+    unsafe { bpf(bpf_cmd::BPF_MAP_DELETE_BATCH, &mut attr) }.map(drop)
+}
+
+/// Links a loaded iterator program, to the elements of `map` where it visits a map's elements.
+///
+/// # Errors
+/// `EINVAL` when the kernel does not know this iterator.
+pub fn link_iter(program: BorrowedFd<'_>, map: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
+    // `union bpf_iter_link_info { struct { __u32 map_fd; } map; … }`; later members are longer and zero.
+    let info = [map.map_or(0, |map| map.as_raw_fd() as u32), 0, 0, 0];
+    let mut attr = attr();
+    // SAFETY: a union: the members that BPF_LINK_CREATE reads for an iterator.
+    let link = unsafe { &mut attr.link_create };
+    link.__bindgen_anon_1.prog_fd = program.as_raw_fd() as u32;
+    link.attach_type = bpf_attach_type::BPF_TRACE_ITER as u32;
+    if map.is_some() {
+        // SAFETY: as above.
+        let iter = unsafe { &mut link.__bindgen_anon_3.__bindgen_anon_1 };
+        iter.iter_info = info.as_ptr() as u64;
+        // The kernel accepts a longer union only when the rest is zero; the first member is enough.
+        iter.iter_info_len = size_of_val(&info) as u32;
+    }
+    // SAFETY: `info` outlives the call.
+    unsafe { bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr) }.map(owned)
+}
+
+/// Starts one walk of a linked iterator; reading the descriptor to its end runs it.
+///
+/// # Errors
+/// `EPERM` without the privilege, on kernels before 5.19.
+pub fn create_iter(link: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let mut attr = attr();
+    attr.iter_create.link_fd = link.as_raw_fd() as u32;
+    // SAFETY: nothing but a descriptor.
+    unsafe { bpf(bpf_cmd::BPF_ITER_CREATE, &mut attr) }.map(owned)
+}
+
+/// What the kernel knows of a loaded program: run time and count while statistics are on, missed recursions,
+/// verified instructions.
+///
+/// # Errors
+/// Only for a descriptor that is no program.
+pub fn program_info(program: BorrowedFd<'_>) -> io::Result<bpf_prog_info> {
+    // SAFETY: a struct of integers, valid for every bit pattern.
+    let mut info: bpf_prog_info = unsafe { std::mem::zeroed() };
+    let mut attr = attr();
+    attr.info.bpf_fd = program.as_raw_fd() as u32;
+    attr.info.info_len = size_of::<bpf_prog_info>() as u32;
+    attr.info.info = (&raw mut info) as u64;
+    // SAFETY: `info` outlives the call and is as long as said.
+    unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
+    Ok(info)
+}
+
+/// Turns on the kernel's run-time statistics of programs for as long as the descriptor lives (5.8).
+///
+/// # Errors
+/// `EPERM` without CAP_SYS_ADMIN.
+pub fn enable_stats() -> io::Result<OwnedFd> {
+    // BPF_STATS_RUN_TIME is 0.
+    let mut attr = attr();
+    // SAFETY: nothing but the type of statistics.
+    unsafe { bpf(bpf_cmd::BPF_ENABLE_STATS, &mut attr) }.map(owned)
+}
+
+/// Waits until every program that was running when this was called has ended.
+///
+/// `MEMBARRIER_CMD_GLOBAL` is `synchronize_rcu()`, and tracing programs run inside an RCU read-side section
+/// (kernel/sched/membarrier.c and kernel/trace/bpf_trace.c, 6.18). Kernels with `nohz_full` refuse it; there the second that
+/// is slept instead is far longer than any program runs.
+pub fn wait_for_programs() {
+    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+    // SAFETY: takes no addresses.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if result != 0 {
+        std::thread::sleep(std::time::Duration::from_secs(1));
+    }
+}

@@ -1,0 +1,315 @@
+//! The only place that knows metric names: every metric Siskin exports, and how samples become text.
+
+use std::collections::BTreeMap;
+
+use prometheus::{
+    TextEncoder,
+    proto::{self, LabelPair, MetricFamily, MetricType},
+};
+use siskin_ebpf::Histogram;
+
+/// What kind of metric it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Observations in buckets.
+    Histogram,
+}
+
+/// Whether a metric's numbers are counted or estimated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Truth {
+    /// Every event is counted.
+    Exact,
+    /// A sampled estimate with a standard error; exact at ratio 1.
+    Sampled,
+    /// About the agent itself.
+    Agent,
+}
+
+/// A metric.
+#[derive(Debug)]
+pub struct Metric {
+    /// Its name, with unit and suffix.
+    pub name: &'static str,
+    /// Its kind.
+    pub kind: Kind,
+    /// Its labels, in the order in which their values are given.
+    pub labels: &'static [&'static str],
+    /// Whether it is exact.
+    pub truth: Truth,
+    /// What it says, without [`Truth`].
+    pub text: &'static str,
+}
+
+impl Metric {
+    /// The HELP line: what it says, and how true it is.
+    pub fn help(&self) -> String {
+        match self.truth {
+            Truth::Exact => format!("{} Exact.", self.text),
+            Truth::Sampled => {
+                format!("{} Sampled estimate; its error is in siskin_estimate_standard_error.", self.text)
+            }
+            Truth::Agent => self.text.to_owned(),
+        }
+    }
+}
+
+macro_rules! metrics {
+    ($($id:ident = $kind:ident $truth:ident $name:literal [$($label:literal),*] $text:literal;)+) => {
+        $(
+            #[doc = concat!("`", $name, "`: ", $text)]
+            pub static $id: Metric = Metric {
+                name: $name,
+                kind: Kind::$kind,
+                labels: &[$($label),*],
+                truth: Truth::$truth,
+                text: $text,
+            };
+        )+
+        /// Every metric.
+        pub static ALL: &[&Metric] = &[$(&$id),+];
+    };
+}
+
+metrics! {
+    PROCESS_EXECS = Counter Exact "siskin_process_execs_total" ["namespace", "pod", "container"]
+        "Programs started (successful execve calls).";
+    PROCESS_FORKS = Counter Exact "siskin_process_forks_total" ["namespace", "pod", "container"]
+        "Processes created, without threads.";
+    PROCESS_EXITS = Counter Exact "siskin_process_exits_total" ["namespace", "pod", "container", "outcome"]
+        "Processes that ended, without threads, by exit status 0, other status, or signal.";
+    PROCESS_LIFETIME = Histogram Exact "siskin_process_lifetime_seconds" []
+        "Time from a process's start to its end.";
+    PROCESS_COMM_EXECS = Counter Exact "siskin_process_comm_execs_total" ["comm"]
+        "Programs started by command name; names beyond the limit are in comm=\"other\".";
+    PROCESS_OOM_KILLS = Counter Exact "siskin_process_oom_kills_total" ["namespace", "pod", "container"]
+        "Processes that ended after the OOM killer chose them.";
+
+    TCP_OPENED = Counter Exact "siskin_tcp_connections_opened_total" ["namespace", "pod", "container", "role"]
+        "TCP connections established.";
+    TCP_FAILED = Counter Exact "siskin_tcp_connections_failed_total" ["namespace", "pod", "container", "reason"]
+        "TCP connections that ended in an error: never established, or cut by the peer or by a timeout.";
+    TCP_OPEN = Gauge Exact "siskin_tcp_connections_open" ["namespace", "pod", "container", "role"]
+        "TCP connections established now, also those older than the agent.";
+    TCP_RETRANSMITS = Counter Exact "siskin_tcp_retransmits_total" ["namespace", "pod", "container"]
+        "TCP segments retransmitted.";
+    TCP_RESETS = Counter Exact "siskin_tcp_resets_total" ["direction"]
+        "TCP resets sent and received.";
+    TCP_CONNECT = Histogram Exact "siskin_tcp_connect_seconds" []
+        "Time from the first SYN to established, of connections opened from here.";
+    TCP_RTT = Histogram Exact "siskin_tcp_rtt_seconds" []
+        "Smoothed round-trip time: one observation per live connection and reading, and one at its end.";
+    TCP_LIFETIME = Histogram Exact "siskin_tcp_connection_lifetime_seconds" ["role"]
+        "Time from established to closed, of connections whose beginning the agent saw.";
+
+    FLOW_SENT = Counter Exact "siskin_flow_sent_bytes_total"
+        ["namespace", "pod", "container", "protocol", "role", "peer", "port"]
+        "Payload bytes sent, without retransmits.";
+    FLOW_RECEIVED = Counter Exact "siskin_flow_received_bytes_total"
+        ["namespace", "pod", "container", "protocol", "role", "peer", "port"]
+        "Payload bytes received.";
+    FLOW_CONNECTIONS = Counter Exact "siskin_flow_connections_total"
+        ["namespace", "pod", "container", "protocol", "role", "peer", "port"]
+        "TCP connections established.";
+    FLOW_RETRANSMITS = Counter Exact "siskin_flow_retransmits_total"
+        ["namespace", "pod", "container", "protocol", "role", "peer", "port"]
+        "TCP segments retransmitted on established connections.";
+
+    DISK_IO = Histogram Sampled "siskin_disk_io_seconds" ["device", "op"]
+        "Time from queueing a block request to its completion.";
+    DISK_DEVICE = Histogram Sampled "siskin_disk_device_seconds" ["device", "op"]
+        "Time from issuing a block request to the device to its completion, where the kernel keeps it.";
+    DISK_BYTES = Counter Sampled "siskin_disk_bytes_total" ["device", "op"]
+        "Bytes that completed block requests moved.";
+    DISK_ERRORS = Counter Exact "siskin_disk_errors_total" ["device", "op"]
+        "Block requests that completed with an error.";
+    WORKLOAD_DISK_BYTES = Counter Sampled "siskin_workload_disk_bytes_total" ["namespace", "pod", "container", "op"]
+        "Bytes that completed block requests moved, by the workload that asked for them.";
+    WORKLOAD_DISK_IOS = Counter Sampled "siskin_workload_disk_ios_total" ["namespace", "pod", "container", "op"]
+        "Block requests completed, by the workload that asked for them.";
+
+    BUILD_INFO = Gauge Agent "siskin_build_info" ["version", "revision", "rustc"] "The running build.";
+    KERNEL_INFO = Gauge Agent "siskin_kernel_info" ["release", "machine"] "The running kernel.";
+    PROBE_UP = Gauge Agent "siskin_probe_up" ["probe"] "1 when every hook of the probe is attached.";
+    PROBE_HOOK_INFO = Gauge Agent "siskin_probe_hook_info" ["probe", "hook", "state", "reason"]
+        "What became of each hook, and why.";
+    CPU_SECONDS = Counter Agent "siskin_cpu_seconds_total" ["side"]
+        "CPU time that Siskin took: user is its process, kernel its programs (only while the kernel's program statistics are on).";
+    PROGRAM_RUN_SECONDS = Counter Agent "siskin_program_run_seconds_total" ["program"]
+        "Time each program ran, while the kernel's program statistics are on (--debug.program-stats or kernel.bpf_stats_enabled).";
+    PROGRAM_RUNS = Counter Agent "siskin_program_runs_total" ["program"]
+        "Runs of each program, while the kernel's program statistics are on.";
+    BUDGET_MEMORY = Gauge Agent "siskin_budget_memory_bytes" [] "The most kernel memory that maps may take.";
+    MAPS_MEMORY = Gauge Agent "siskin_maps_memory_bytes" []
+        "The most kernel memory that the maps can take, computed before they were made.";
+    SAMPLING_RATIO = Gauge Agent "siskin_sampling_ratio" ["probe"] "Share of a probe's hot events that is taken.";
+    STANDARD_ERROR = Gauge Agent "siskin_estimate_standard_error" ["metric"]
+        "Standard error of a sampled metric's total over all labels, in its unit.";
+    MAP_ENTRIES = Gauge Agent "siskin_map_entries" ["map"] "Elements in a map.";
+    MAP_CAPACITY = Gauge Agent "siskin_map_capacity" ["map"] "Most elements that a map holds.";
+    LOST = Counter Agent "siskin_lost_total" ["probe", "reason"]
+        "What could not be counted where it belongs, by reason.";
+    FLOW_SERIES = Gauge Agent "siskin_flow_series" [] "Rows in the flow table, with the rows for the rest.";
+    FLOW_SERIES_LIMIT = Gauge Agent "siskin_flow_series_limit" [] "Most rows in the flow table, without the rows for the rest.";
+    WORKLOAD_LOOKUPS = Counter Agent "siskin_workload_lookups_total" ["outcome"]
+        "Cgroups looked up, by what they turned out to be.";
+    COLLECT_SECONDS = Gauge Agent "siskin_collect_seconds" ["probe"] "Time the last reading of the probe took.";
+    COLLECT_SUCCESS = Gauge Agent "siskin_collect_success" ["probe"] "1 when the last reading of the probe succeeded.";
+    HEARTBEAT = Gauge Agent "siskin_heartbeat_timestamp_seconds" []
+        "Unix time at which every running probe was last read.";
+}
+
+/// Bounds of latency histograms as powers of two in nanoseconds: 16 µs to 8.6 s.
+pub const LATENCY_BOUNDS: std::ops::RangeInclusive<u32> = 14..=33;
+/// Bounds of lifetime histograms as powers of two in nanoseconds: 1 ms to 13 days.
+pub const LIFETIME_BOUNDS: std::ops::RangeInclusive<u32> = 20..=50;
+
+/// Nanoseconds in a second.
+pub const NANOS: f64 = 1e9;
+
+/// Samples, gathered by metric.
+#[derive(Debug, Default)]
+pub struct Exposition {
+    families: BTreeMap<&'static str, MetricFamily>,
+}
+
+impl Exposition {
+    /// Adds a counter's value.
+    pub fn counter(&mut self, metric: &'static Metric, labels: &[&str], value: f64) {
+        debug_assert_eq!(metric.kind, Kind::Counter);
+        let mut counter = proto::Counter::default();
+        counter.set_value(value);
+        let mut sample = proto::Metric::default();
+        sample.set_counter(counter);
+        self.push(metric, labels, sample);
+    }
+
+    /// Adds a gauge's value.
+    pub fn gauge(&mut self, metric: &'static Metric, labels: &[&str], value: f64) {
+        debug_assert_eq!(metric.kind, Kind::Gauge);
+        let mut gauge = proto::Gauge::default();
+        gauge.set_value(value);
+        let mut sample = proto::Metric::default();
+        sample.set_gauge(gauge);
+        self.push(metric, labels, sample);
+    }
+
+    /// Adds a histogram of nanoseconds, as seconds, with bounds at these powers of two.
+    pub fn histogram<const MIN_EXP: u32, const N: usize>(
+        &mut self,
+        metric: &'static Metric,
+        labels: &[&str],
+        histogram: &Histogram<MIN_EXP, N>,
+        bounds: impl IntoIterator<Item = u32>,
+    ) {
+        debug_assert_eq!(metric.kind, Kind::Histogram);
+        let mut buckets = Vec::new();
+        let (mut index, mut count) = (0, 0);
+        for exponent in bounds {
+            let bound = 1u64 << exponent;
+            while Histogram::<MIN_EXP, N>::upper_bound(index).is_some_and(|upper| upper <= bound) {
+                count += histogram.buckets[index];
+                index += 1;
+            }
+            let mut bucket = proto::Bucket::default();
+            bucket.set_upper_bound(bound as f64 / NANOS);
+            bucket.set_cumulative_count(count);
+            buckets.push(bucket);
+        }
+        let mut value = proto::Histogram::default();
+        value.set_bucket(buckets);
+        value.set_sample_count(histogram.buckets.iter().sum());
+        value.set_sample_sum(histogram.sum as f64 / NANOS);
+        let mut sample = proto::Metric::default();
+        sample.set_histogram(value);
+        self.push(metric, labels, sample);
+    }
+
+    fn push(&mut self, metric: &'static Metric, labels: &[&str], mut sample: proto::Metric) {
+        debug_assert_eq!(metric.labels.len(), labels.len(), "{}", metric.name);
+        let pairs = metric.labels.iter().zip(labels).map(|(name, value)| {
+            let mut pair = LabelPair::default();
+            pair.set_name((*name).to_owned());
+            pair.set_value((*value).to_owned());
+            pair
+        });
+        sample.set_label(pairs.collect());
+        let family = self.families.entry(metric.name).or_insert_with(|| {
+            let mut family = MetricFamily::default();
+            family.set_name(metric.name.to_owned());
+            family.set_help(metric.help());
+            family.set_field_type(match metric.kind {
+                Kind::Counter => MetricType::COUNTER,
+                Kind::Gauge => MetricType::GAUGE,
+                Kind::Histogram => MetricType::HISTOGRAM,
+            });
+            family
+        });
+        family.mut_metric().push(sample);
+    }
+
+    /// The families by name, each with its samples in the order of their labels.
+    pub fn into_families(self) -> Vec<MetricFamily> {
+        let mut families: Vec<_> = self.families.into_values().collect();
+        for family in &mut families {
+            family.mut_metric().sort_by(|a, b| values(a).cmp(values(b)));
+        }
+        families
+    }
+}
+
+fn values(sample: &proto::Metric) -> impl Iterator<Item = &str> {
+    sample.get_label().iter().map(LabelPair::value)
+}
+
+/// The families in the text format 0.0.4.
+///
+/// # Errors
+/// When a family has no samples, which [`Exposition`] never makes.
+pub fn text(families: &[MetricFamily]) -> anyhow::Result<String> {
+    Ok(TextEncoder::new().encode_to_string(families)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use siskin_ebpf::{Latency, Words as _};
+
+    #[test]
+    fn names_are_unique_and_follow_the_conventions() {
+        let mut names: Vec<_> = ALL.iter().map(|metric| metric.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), ALL.len());
+        for metric in ALL {
+            assert!(metric.name.starts_with("siskin_"), "{}", metric.name);
+            assert_eq!(metric.name.ends_with("_total"), metric.kind == Kind::Counter, "{}", metric.name);
+            assert!(metric.text.ends_with('.'), "{}", metric.name);
+        }
+    }
+
+    #[test]
+    fn an_observation_at_a_bound_is_below_it_and_one_past_it_is_not() {
+        let mut bank = siskin_ebpf::TcpBank::zero();
+        for value in [1 << 20, (1 << 20) + 1, 1 << 40] {
+            bank.connect.buckets[Latency::index(value)] += 1;
+            bank.connect.sum += value;
+        }
+        let mut out = Exposition::default();
+        out.histogram(&TCP_CONNECT, &[], &bank.connect, 19..=21);
+        let text = text(&out.into_families()).unwrap();
+        for line in [
+            "siskin_tcp_connect_seconds_bucket{le=\"0.000524288\"} 0",
+            "siskin_tcp_connect_seconds_bucket{le=\"0.001048576\"} 1",
+            "siskin_tcp_connect_seconds_bucket{le=\"0.002097152\"} 2",
+            "siskin_tcp_connect_seconds_bucket{le=\"+Inf\"} 3",
+            "siskin_tcp_connect_seconds_count 3",
+        ] {
+            assert!(text.contains(line), "{line} in\n{text}");
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! The page at `/`: what the machine is doing, for a person. Made from the metrics, so it cannot say anything else. Pure.
+
+use std::fmt::Write as _;
+
+use prometheus::proto::{LabelPair, Metric as Sample, MetricFamily};
+
+use crate::{
+    collect::Snapshot,
+    metrics::{self, Metric},
+};
+
+/// Rows per table: the busiest ones.
+const ROWS: usize = 10;
+
+/// The page, in HTML.
+pub fn html(snapshot: &Snapshot, telemetry_path: &str) -> String {
+    let mut page = String::from(HEAD);
+    let families = &snapshot.families;
+    let _ = write!(
+        page,
+        "<h1>Siskin</h1><p><a href=\"{0}\">{0}</a> · <a href=\"/readyz\">/readyz</a> · <a href=\"/healthz\">/healthz</a></p>",
+        escape(telemetry_path)
+    );
+    for line in &snapshot.missing {
+        let _ = write!(page, "<p class=\"bad\">{}</p>", escape(line));
+    }
+    page.push_str("<div class=\"tables\">");
+    for (title, metric, unit) in TABLES {
+        table(&mut page, families, title, metric, *unit);
+    }
+    page.push_str("</div></body></html>\n");
+    page
+}
+
+/// How a value is written.
+#[derive(Clone, Copy)]
+enum Unit {
+    Count,
+    Bytes,
+    /// The mean of a histogram in seconds.
+    Mean,
+}
+
+/// What the page shows.
+const TABLES: &[(&str, &Metric, Unit)] = &[
+    ("Programs started", &metrics::PROCESS_COMM_EXECS, Unit::Count),
+    ("… by workload", &metrics::PROCESS_EXECS, Unit::Count),
+    ("Open TCP connections", &metrics::TCP_OPEN, Unit::Count),
+    ("TCP connections opened", &metrics::TCP_OPENED, Unit::Count),
+    ("TCP connections failed", &metrics::TCP_FAILED, Unit::Count),
+    ("Bytes sent by flow", &metrics::FLOW_SENT, Unit::Bytes),
+    ("Bytes received by flow", &metrics::FLOW_RECEIVED, Unit::Bytes),
+    ("Disk bytes", &metrics::DISK_BYTES, Unit::Bytes),
+    ("… by workload", &metrics::WORKLOAD_DISK_BYTES, Unit::Bytes),
+    ("Mean disk latency", &metrics::DISK_IO, Unit::Mean),
+];
+
+fn table(page: &mut String, families: &[MetricFamily], title: &str, metric: &Metric, unit: Unit) {
+    let mut rows: Vec<_> = families
+        .iter()
+        .filter(|family| family.name() == metric.name)
+        .flat_map(MetricFamily::get_metric)
+        .map(|sample| (value(sample, unit), sample))
+        .filter(|(value, _)| *value > 0.0)
+        .collect();
+    if rows.is_empty() {
+        return;
+    }
+    rows.sort_by(|(a, _), (b, _)| b.total_cmp(a));
+    let _ = write!(page, "<section><h2 title=\"{}\">{title}</h2><table>", escape(&metric.help()));
+    for (value, sample) in rows.iter().take(ROWS) {
+        let _ = write!(
+            page,
+            "<tr><td>{}</td><td class=\"n\">{}</td></tr>",
+            who(sample),
+            write_value(*value, unit)
+        );
+    }
+    if rows.len() > ROWS {
+        let _ = write!(page, "<tr><td>and {} more</td><td></td></tr>", rows.len() - ROWS);
+    }
+    page.push_str("</table></section>");
+}
+
+fn value(sample: &Sample, unit: Unit) -> f64 {
+    match unit {
+        Unit::Mean => {
+            let histogram = sample.get_histogram();
+            histogram.get_sample_sum() / histogram.get_sample_count().max(1) as f64
+        }
+        // A sample is one or the other; the one that it is not reads as zero.
+        Unit::Count | Unit::Bytes => sample.get_counter().get_value() + sample.get_gauge().get_value(),
+    }
+}
+
+fn write_value(value: f64, unit: Unit) -> String {
+    match unit {
+        Unit::Count => format!("{value}"),
+        Unit::Mean if value < 1e-3 => format!("{:.0} µs", value * 1e6),
+        Unit::Mean => format!("{:.1} ms", value * 1e3),
+        Unit::Bytes => {
+            let mut rest = value;
+            for unit in ["B", "KiB", "MiB", "GiB"] {
+                if rest < 1024.0 {
+                    return format!("{rest:.0} {unit}");
+                }
+                rest /= 1024.0;
+            }
+            format!("{rest:.1} TiB")
+        }
+    }
+}
+
+/// The labels that say something.
+fn who(sample: &Sample) -> String {
+    let values = sample.get_label().iter().map(LabelPair::value).filter(|value| !value.is_empty());
+    escape(&values.collect::<Vec<_>>().join(" "))
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+const HEAD: &str = "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta http-equiv=\"refresh\" content=\"5\">\
+<meta name=\"viewport\" content=\"width=device-width\"><title>Siskin</title><style>\
+:root{color-scheme:light dark}body{font:15px/1.4 system-ui,sans-serif;margin:1.5rem auto;max-width:72rem;padding:0 1rem}\
+h1{font-size:1.4rem;margin:0}h2{font-size:1rem;margin:0 0 .3rem}\
+.tables{columns:22rem auto;column-gap:2.5rem}section{break-inside:avoid;margin-bottom:1.5rem}\
+table{width:100%;border-collapse:collapse}td{padding:.15rem 0;border-bottom:1px solid #8883;overflow-wrap:anywhere}\
+.n{text-align:right;white-space:nowrap;padding-left:1rem;font-variant-numeric:tabular-nums}.bad{color:#c33}\
+</style></head><body>";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Exposition;
+
+    #[test]
+    fn the_page_shows_the_busiest_and_escapes_what_others_named() {
+        let mut out = Exposition::default();
+        for (comm, execs) in [("<script>", 3.0), ("idle", 0.0), ("sh", 12.0)] {
+            out.counter(&metrics::PROCESS_COMM_EXECS, &[comm], execs);
+        }
+        out.counter(&metrics::DISK_BYTES, &["vda", "read"], 3.0 * 1024.0 * 1024.0);
+        let snapshot = Snapshot { families: out.into_families(), missing: vec!["tcp: no BTF".into()] };
+        let page = html(&snapshot, "/metrics");
+        assert!(
+            page.contains("<tr><td>sh</td><td class=\"n\">12</td></tr><tr><td>&lt;script&gt;</td>"),
+            "{page}"
+        );
+        assert!(page.contains("<td>vda read</td><td class=\"n\">3 MiB</td>"), "{page}");
+        assert!(page.contains("tcp: no BTF"));
+        assert!(!page.contains("idle") && !page.contains("<script>"));
+    }
+}

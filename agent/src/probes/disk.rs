@@ -1,0 +1,203 @@
+//! The disk probe: block requests by device and operation, and by workload. Sampled; exact at ratio 1.
+
+use std::{collections::HashMap, fs, io, path::PathBuf};
+
+use siskin_ebpf::{
+    DiskBank, DiskKey, DiskOp, DiskRow, DiskWorkloadKey, DiskWorkloadRow, Loss, Probe, Table, Words as _,
+    map, program,
+};
+
+use super::{Limits, Reader, bank_rows, describe_losses};
+use crate::{
+    kernel::{
+        control::Control,
+        loader::{Hook, Kernel, Point, possible_cpus},
+        memory::{Kind, Plan},
+        rows::{Bank, Deltas, Keyed, Rows},
+    },
+    metrics::{self, Exposition},
+    workload::{Hierarchy, Id, Totals, Workloads},
+};
+
+/// The probe's programs.
+pub const HOOKS: &[Hook] = &[Hook {
+    probe: Probe::Disk,
+    program: program::DISK_COMPLETE,
+    point: Point::Tracepoint("block_rq_complete"),
+}];
+
+/// Rows in the kernel's table of devices: one per operation.
+const fn device_rows(limits: &Limits) -> u32 {
+    limits.devices.saturating_mul(DiskOp::ALL.len() as u32)
+}
+
+/// Rows in the kernel's table of workloads: most read and write only.
+const fn workload_rows(limits: &Limits) -> u32 {
+    limits.workloads.saturating_mul(2)
+}
+
+/// The probe's maps.
+pub fn plans(limits: &Limits) -> Vec<Plan> {
+    let plan = |name, kind, key_bytes: usize, value_bytes: usize, entries| Plan {
+        name,
+        kind,
+        key_bytes: key_bytes as u64,
+        value_bytes: value_bytes as u64,
+        entries,
+    };
+    let [a, b] = map::DISK_WORKLOAD_ROWS;
+    let key = size_of::<DiskWorkloadKey>();
+    let value = size_of::<DiskWorkloadRow>();
+    vec![
+        plan(map::DISK_BANK, Kind::PerCpuArray, 4, size_of::<DiskBank>(), 1),
+        plan(
+            map::DISK_ROWS,
+            Kind::PerCpuHash,
+            size_of::<DiskKey>(),
+            size_of::<DiskRow>(),
+            device_rows(limits),
+        ),
+        plan(a, Kind::Hash, key, value, workload_rows(limits)),
+        plan(b, Kind::Hash, key, value, workload_rows(limits)),
+    ]
+}
+
+/// Everything counted so far. Pure.
+#[derive(Debug)]
+pub struct DiskTotals {
+    /// Counters by device and operation.
+    pub devices: HashMap<(String, DiskOp), DiskRow>,
+    /// Counters by workload, one for each operation.
+    pub workloads: [Totals<DiskWorkloadRow>; 5],
+    /// The bank as last read: it only grows.
+    pub bank: DiskBank,
+}
+
+impl Default for DiskTotals {
+    fn default() -> Self {
+        Self { devices: HashMap::new(), workloads: Default::default(), bank: DiskBank::zero() }
+    }
+}
+
+impl DiskTotals {
+    /// Adds requests of a device.
+    pub fn add_device(&mut self, device: String, op: DiskOp, row: &DiskRow) {
+        self.devices.entry((device, op)).or_insert_with(DiskRow::zero).add(row);
+    }
+
+    /// Describes the totals as metrics.
+    pub fn describe(&self, workloads: &Workloads, out: &mut Exposition) {
+        let seen = self.devices.iter().map(|((device, op), row)| (device.as_str(), *op, row));
+        let other = DiskOp::ALL.into_iter().map(|op| (OTHER, op, &self.bank.other[op as usize]));
+        for (device, op, row) in seen.chain(other.filter(|(_, _, row)| !row.is_zero())) {
+            let labels = [device, op.name()];
+            out.histogram(&metrics::DISK_IO, &labels, &row.total, metrics::LATENCY_BOUNDS);
+            out.histogram(&metrics::DISK_DEVICE, &labels, &row.device, metrics::LATENCY_BOUNDS);
+            out.counter(&metrics::DISK_BYTES, &labels, row.bytes as f64);
+            out.counter(&metrics::DISK_ERRORS, &labels, row.errors as f64);
+        }
+        for op in DiskOp::ALL {
+            let mut rows = self.workloads[op as usize].clone();
+            rows.add(Id::UNKNOWN, &self.bank.workload_other[op as usize]);
+            for (id, row) in rows.iter() {
+                if id == Id::UNKNOWN && row.is_zero() {
+                    continue;
+                }
+                let w = workloads.labels(id);
+                let labels = [w.namespace.as_str(), w.pod.as_str(), w.container.as_str(), op.name()];
+                out.counter(&metrics::WORKLOAD_DISK_BYTES, &labels, row.bytes as f64);
+                out.counter(&metrics::WORKLOAD_DISK_IOS, &labels, row.ios as f64);
+            }
+        }
+        describe_losses(Probe::Disk, &self.bank.lost, &[Loss::MapFull, Loss::NoTimestamp], out);
+    }
+}
+
+/// The name of the row for devices without one of their own.
+const OTHER: &str = "other";
+
+/// The running probe.
+pub struct Disk {
+    sys_dev_block: PathBuf,
+    bank: Bank,
+    devices: Keyed,
+    device_deltas: Deltas<DiskKey, DiskRow>,
+    workloads: Rows<DiskWorkloadKey, DiskWorkloadRow>,
+    totals: DiskTotals,
+}
+
+impl Disk {
+    /// Takes the probe's maps.
+    ///
+    /// # Errors
+    /// When a map is not there.
+    pub fn new(kernel: &Kernel, limits: &Limits) -> anyhow::Result<Self> {
+        let cpus = possible_cpus()?;
+        let [a, b] = map::DISK_WORKLOAD_ROWS;
+        Ok(Self {
+            sys_dev_block: kernel.sysfs().join("dev/block"),
+            bank: Bank::new(kernel.map(map::DISK_BANK)?, size_of::<DiskBank>(), cpus),
+            devices: Keyed::new(kernel.map(map::DISK_ROWS)?, cpus),
+            device_deltas: Deltas::default(),
+            workloads: Rows::new(
+                Table::DiskWorkload,
+                [kernel.map(a)?, kernel.map(b)?],
+                workload_rows(limits),
+            ),
+            totals: DiskTotals::default(),
+        })
+    }
+}
+
+impl Reader for Disk {
+    fn probe(&self) -> Probe {
+        Probe::Disk
+    }
+
+    fn read(&mut self, control: &Control, workloads: &mut Workloads) -> io::Result<()> {
+        let Self { sys_dev_block, bank, devices, device_deltas, workloads: rows, totals } = self;
+        devices.each(|key: DiskKey, now: DiskRow| {
+            if let (Some(op), Some(row)) = (op_of(key.op), device_deltas.take(key, now)) {
+                totals.add_device(device_name(sys_dev_block, &key), op, &row);
+            }
+        })?;
+        rows.read(control, |key, row| {
+            if let Some(op) = op_of(key.op) {
+                let workload = workloads.resolve(Hierarchy(key.hierarchy), key.cgroup);
+                totals.workloads[op as usize].add(workload, &row);
+            }
+        })?;
+        totals.bank = bank.read()?;
+        Ok(())
+    }
+
+    fn fills_up(&self, control: &Control) -> bool {
+        self.workloads.fills_up(control)
+    }
+
+    fn map_entries(&self, control: &Control) -> Vec<(&'static str, u64)> {
+        let mut entries = bank_rows(control, Table::DiskWorkload, map::DISK_WORKLOAD_ROWS).to_vec();
+        entries.push((map::DISK_ROWS, self.device_deltas.len() as u64));
+        entries
+    }
+
+    fn describe(&self, workloads: &Workloads, out: &mut Exposition) {
+        self.totals.describe(workloads, out);
+    }
+}
+
+fn op_of(number: u32) -> Option<DiskOp> {
+    DiskOp::ALL.get(number as usize).copied()
+}
+
+/// The device's name in `/dev`: where `/sys/dev/block/MAJOR:MINOR` points to. Looked up whenever it did something, because
+/// numbers are used again for other devices. A device that is gone keeps its numbers for a name.
+fn device_name(sys_dev_block: &std::path::Path, key: &DiskKey) -> String {
+    let numbers = format!("{}:{}", key.major, key.minor);
+    fs::read_link(sys_dev_block.join(&numbers))
+        .ok()
+        .and_then(|target| Some(target.file_name()?.to_string_lossy().into_owned()))
+        .unwrap_or(numbers)
+}
+
+const _: () = assert!(size_of::<DiskBank>() <= 32 * 1024, "a bank fits the kernel's per-CPU unit");

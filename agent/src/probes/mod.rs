@@ -1,0 +1,93 @@
+//! The probes: one file each says what it attaches, which maps it has, how they are read, and what they mean.
+
+use std::io;
+
+use siskin_ebpf::{LOSSES, Loss, Probe, Table};
+
+use crate::{
+    kernel::{
+        control::Control,
+        loader::{Hook, Kernel},
+        memory::Plan,
+    },
+    metrics::{self, Exposition},
+    workload::Workloads,
+};
+
+pub mod disk;
+pub mod process;
+pub mod tcp;
+
+/// How large the tables are; from flags.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Workload rows, also the most workloads with series of their own.
+    pub workloads: u32,
+    /// Flow series.
+    pub flows: u32,
+    /// Block devices.
+    pub devices: u32,
+    /// Sockets followed.
+    pub sockets: u32,
+    /// Command names with series of their own.
+    pub comms: u32,
+}
+
+/// A running probe.
+pub trait Reader: Send {
+    /// Which probe it is.
+    fn probe(&self) -> Probe;
+
+    /// Adds what the programs counted since the last reading to the totals.
+    ///
+    /// # Errors
+    /// When the kernel refuses; the totals then miss nothing that a later reading will not bring.
+    fn read(&mut self, control: &Control, workloads: &mut Workloads) -> io::Result<()>;
+
+    /// Whether a table fills up and should be read before the next scrape.
+    fn fills_up(&self, control: &Control) -> bool;
+
+    /// How many elements the probe's larger maps hold, by name.
+    fn map_entries(&self, control: &Control) -> Vec<(&'static str, u64)>;
+
+    /// Describes the totals as metrics.
+    fn describe(&self, workloads: &Workloads, out: &mut Exposition);
+}
+
+/// Every hook of every probe.
+pub fn hooks() -> Vec<Hook> {
+    [process::HOOKS, tcp::HOOKS, disk::HOOKS].concat()
+}
+
+/// Every map of every probe.
+pub fn plans(limits: &Limits) -> Vec<(Probe, Plan)> {
+    let of = |probe, plans: Vec<Plan>| plans.into_iter().map(move |plan| (probe, plan));
+    of(Probe::Process, process::plans(limits))
+        .chain(of(Probe::Tcp, tcp::plans(limits)))
+        .chain(of(Probe::Disk, disk::plans(limits)))
+        .collect()
+}
+
+/// A reader for `probe`, which is loaded.
+///
+/// # Errors
+/// When a map or iterator is not there.
+pub fn reader(probe: Probe, kernel: &mut Kernel, limits: &Limits) -> anyhow::Result<Box<dyn Reader>> {
+    Ok(match probe {
+        Probe::Process => Box::new(process::Process::new(kernel, limits)?),
+        Probe::Tcp => Box::new(tcp::Tcp::new(kernel, limits)?),
+        Probe::Disk => Box::new(disk::Disk::new(kernel, limits)?),
+    })
+}
+
+/// How many rows both banks of a table hold.
+fn bank_rows(control: &Control, table: Table, maps: [&'static str; 2]) -> [(&'static str, u64); 2] {
+    [(maps[0], control.rows(table, 0)), (maps[1], control.rows(table, 1))]
+}
+
+/// The losses that a probe's programs may count.
+fn describe_losses(probe: Probe, lost: &[u64; LOSSES], reasons: &[Loss], out: &mut Exposition) {
+    for loss in reasons {
+        out.counter(&metrics::LOST, &[probe.name(), loss.reason()], lost[*loss as usize] as f64);
+    }
+}

@@ -1,0 +1,183 @@
+//! The process probe: execs, forks, exits, lifetimes and OOM kills by workload, and execs by command name.
+
+use std::{collections::HashMap, io};
+
+use siskin_ebpf::{CommRow, Loss, Outcome, Probe, ProcessBank, ProcessRow, Table, Words as _, map, program};
+
+use super::{Limits, Reader, bank_rows, describe_losses};
+use crate::{
+    kernel::{
+        control::Control,
+        loader::{Hook, Kernel, Point, possible_cpus},
+        memory::{Kind, Plan},
+        rows::{Bank, Rows},
+    },
+    metrics::{self, Exposition},
+    workload::{Hierarchy, Id, Totals, Workloads},
+};
+
+/// The probe's programs.
+pub const HOOKS: &[Hook] = &[
+    hook(program::PROCESS_EXEC, "sched_process_exec"),
+    hook(program::PROCESS_FORK, "sched_process_fork"),
+    hook(program::PROCESS_EXIT, "sched_process_exit"),
+];
+
+const fn hook(program: &'static str, tracepoint: &'static str) -> Hook {
+    Hook { probe: Probe::Process, program, point: Point::Tracepoint(tracepoint) }
+}
+
+/// Processes whose end is remembered, on kernels that do not name the last thread: more than can end at one moment.
+const EXITED: u32 = 1024;
+
+/// The probe's maps.
+pub fn plans(limits: &Limits) -> Vec<Plan> {
+    let rows = |name, key_bytes, value_bytes: usize, entries| Plan {
+        name,
+        kind: Kind::Hash,
+        key_bytes,
+        value_bytes: value_bytes as u64,
+        entries,
+    };
+    let [workloads_a, workloads_b] = map::PROCESS_ROWS;
+    let [comms_a, comms_b] = map::COMM_ROWS;
+    vec![
+        Plan {
+            name: map::PROCESS_BANK,
+            kind: Kind::PerCpuArray,
+            key_bytes: 4,
+            value_bytes: size_of::<ProcessBank>() as u64,
+            entries: 1,
+        },
+        rows(workloads_a, 8, size_of::<ProcessRow>(), limits.workloads),
+        rows(workloads_b, 8, size_of::<ProcessRow>(), limits.workloads),
+        rows(comms_a, 16, size_of::<CommRow>(), limits.comms),
+        rows(comms_b, 16, size_of::<CommRow>(), limits.comms),
+        rows(map::EXITED, 16, 8, EXITED),
+    ]
+}
+
+/// Everything counted so far. Pure.
+#[derive(Debug)]
+pub struct ProcessTotals {
+    /// Counters by workload.
+    pub workloads: Totals<ProcessRow>,
+    /// Execs by command name, for the names that have a series.
+    pub comms: HashMap<String, u64>,
+    /// Execs of all other names, user space's part.
+    pub comms_other: u64,
+    /// The bank as last read: it only grows.
+    pub bank: ProcessBank,
+    max_comms: usize,
+}
+
+impl ProcessTotals {
+    /// Nothing counted; at most `max_comms` names get a series.
+    pub fn new(max_comms: u32) -> Self {
+        Self {
+            workloads: Totals::default(),
+            comms: HashMap::new(),
+            comms_other: 0,
+            bank: ProcessBank::zero(),
+            max_comms: max_comms as usize,
+        }
+    }
+
+    /// Adds execs of one command.
+    pub fn add_comm(&mut self, comm: [u8; 16], execs: u64) {
+        let end = comm.iter().position(|byte| *byte == 0).unwrap_or(comm.len());
+        let name = String::from_utf8_lossy(&comm[..end]);
+        if let Some(count) = self.comms.get_mut(name.as_ref()) {
+            *count += execs;
+        } else if self.comms.len() < self.max_comms && name != OTHER {
+            self.comms.insert(name.into_owned(), execs);
+        } else {
+            self.comms_other += execs;
+        }
+    }
+
+    /// Describes the totals as metrics.
+    pub fn describe(&self, workloads: &Workloads, out: &mut Exposition) {
+        let mut rows = self.workloads.clone();
+        rows.add(Id::UNKNOWN, &self.bank.other);
+        for (id, row) in rows.iter() {
+            let w = workloads.labels(id);
+            let labels = |last| [w.namespace.as_str(), w.pod.as_str(), w.container.as_str(), last];
+            out.counter(&metrics::PROCESS_EXECS, &labels("")[..3], row.execs as f64);
+            out.counter(&metrics::PROCESS_FORKS, &labels("")[..3], row.forks as f64);
+            for outcome in Outcome::ALL {
+                let exits = row.exits[outcome as usize];
+                out.counter(&metrics::PROCESS_EXITS, &labels(outcome.name()), exits as f64);
+            }
+            out.counter(&metrics::PROCESS_OOM_KILLS, &labels("")[..3], row.oom_kills as f64);
+        }
+        out.histogram(&metrics::PROCESS_LIFETIME, &[], &self.bank.lifetime, metrics::LIFETIME_BOUNDS);
+        for (comm, execs) in &self.comms {
+            out.counter(&metrics::PROCESS_COMM_EXECS, &[comm], *execs as f64);
+        }
+        let other = self.comms_other + self.bank.comm_other.execs;
+        out.counter(&metrics::PROCESS_COMM_EXECS, &[OTHER], other as f64);
+        describe_losses(Probe::Process, &self.bank.lost, &[Loss::MapFull], out);
+    }
+}
+
+/// The name of the row for everything without one of its own.
+const OTHER: &str = "other";
+
+/// The running probe.
+pub struct Process {
+    bank: Bank,
+    rows: Rows<u64, ProcessRow>,
+    comms: Rows<[u8; 16], CommRow>,
+    totals: ProcessTotals,
+}
+
+impl Process {
+    /// Takes the probe's maps.
+    ///
+    /// # Errors
+    /// When a map is not there.
+    pub fn new(kernel: &Kernel, limits: &Limits) -> anyhow::Result<Self> {
+        let both = |[a, b]: [&str; 2]| Ok::<_, anyhow::Error>([kernel.map(a)?, kernel.map(b)?]);
+        Ok(Self {
+            bank: Bank::new(kernel.map(map::PROCESS_BANK)?, size_of::<ProcessBank>(), possible_cpus()?),
+            rows: Rows::new(Table::Process, both(map::PROCESS_ROWS)?, limits.workloads),
+            comms: Rows::new(Table::Comm, both(map::COMM_ROWS)?, limits.comms),
+            totals: ProcessTotals::new(limits.comms),
+        })
+    }
+}
+
+impl Reader for Process {
+    fn probe(&self) -> Probe {
+        Probe::Process
+    }
+
+    fn read(&mut self, control: &Control, workloads: &mut Workloads) -> io::Result<()> {
+        let totals = &mut self.totals;
+        self.rows.read(control, |cgroup, row| {
+            totals.workloads.add(workloads.resolve(Hierarchy::CGROUP2, cgroup), &row);
+        })?;
+        self.comms.read(control, |comm, row| totals.add_comm(comm, row.execs))?;
+        totals.bank = self.bank.read()?;
+        Ok(())
+    }
+
+    fn fills_up(&self, control: &Control) -> bool {
+        self.rows.fills_up(control) || self.comms.fills_up(control)
+    }
+
+    fn map_entries(&self, control: &Control) -> Vec<(&'static str, u64)> {
+        [
+            bank_rows(control, Table::Process, map::PROCESS_ROWS),
+            bank_rows(control, Table::Comm, map::COMM_ROWS),
+        ]
+        .concat()
+    }
+
+    fn describe(&self, workloads: &Workloads, out: &mut Exposition) {
+        self.totals.describe(workloads, out);
+    }
+}
+
+const _: () = assert!(size_of::<ProcessBank>() <= 32 * 1024, "a bank fits the kernel's per-CPU unit");

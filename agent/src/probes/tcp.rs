@@ -1,0 +1,210 @@
+//! The TCP probe: connections by workload, flows, latencies, resets. Bytes of live connections come from a sweep over
+//! their sockets before each reading; connections older than the agent are adopted once at start.
+
+use std::io;
+
+use siskin_ebpf::{
+    Failure, FlowKey, FlowRow, Loss, Probe, Role, Socket, Table, TcpBank, TcpRow, Words as _, map, program,
+};
+
+use super::{Limits, Reader, bank_rows, describe_losses};
+use crate::{
+    flows::{FlowId, FlowTable},
+    kernel::{
+        control::Control,
+        iter::Iter,
+        loader::{Hook, Kernel, Point, possible_cpus},
+        memory::{Kind, Plan},
+        rows::{Bank, Rows},
+    },
+    metrics::{self, Exposition},
+    workload::{Hierarchy, Id, Totals, Workloads},
+};
+
+/// The probe's programs. The one that follows states comes first: what it sees is not adopted again.
+pub const HOOKS: &[Hook] = &[
+    hook(program::TCP_STATE, Point::Tracepoint("inet_sock_set_state")),
+    hook(program::TCP_RESET_SENT, Point::Tracepoint("tcp_send_reset")),
+    hook(program::TCP_RESET_RECEIVED, Point::Tracepoint("tcp_receive_reset")),
+    hook(program::TCP_SWEEP, Point::MapIterator("bpf_sk_storage_map", map::TCP_SOCKETS)),
+    hook(program::TCP_LISTEN, Point::Iterator("task_file")),
+    hook(program::TCP_ADOPT, Point::Iterator("task_file")),
+];
+
+const fn hook(program: &'static str, point: Point) -> Hook {
+    Hook { probe: Probe::Tcp, program, point }
+}
+
+/// Listening ports remembered while sockets are adopted.
+const LISTENERS: u32 = 4096;
+
+/// Rows in the kernel's table of flows: room for new ones between two readings beside all that have a series.
+const fn flow_rows(limits: &Limits) -> u32 {
+    limits.flows.saturating_mul(2)
+}
+
+/// The probe's maps.
+pub fn plans(limits: &Limits) -> Vec<Plan> {
+    let plan = |name, kind, key_bytes, value_bytes: usize, entries| Plan {
+        name,
+        kind,
+        key_bytes,
+        value_bytes: value_bytes as u64,
+        entries,
+    };
+    let [rows_a, rows_b] = map::TCP_ROWS;
+    let [flows_a, flows_b] = map::FLOW_ROWS;
+    let flow_key = size_of::<FlowKey>() as u64;
+    vec![
+        plan(map::TCP_BANK, Kind::PerCpuArray, 4, size_of::<TcpBank>(), 1),
+        plan(rows_a, Kind::Hash, 8, size_of::<TcpRow>(), limits.workloads),
+        plan(rows_b, Kind::Hash, 8, size_of::<TcpRow>(), limits.workloads),
+        plan(flows_a, Kind::Hash, flow_key, size_of::<FlowRow>(), flow_rows(limits)),
+        plan(flows_b, Kind::Hash, flow_key, size_of::<FlowRow>(), flow_rows(limits)),
+        plan(map::TCP_SOCKETS, Kind::SocketStorage, 4, size_of::<Socket>(), limits.sockets),
+        plan(map::TCP_LISTENERS, Kind::Hash, 8, 8, LISTENERS),
+    ]
+}
+
+/// Everything counted so far. Pure.
+#[derive(Debug)]
+pub struct TcpTotals {
+    /// Counters by workload.
+    pub workloads: Totals<TcpRow>,
+    /// The flow table.
+    pub flows: FlowTable,
+    /// The bank as last read.
+    pub bank: TcpBank,
+}
+
+impl TcpTotals {
+    /// Nothing counted; at most `max_flows` flow rows.
+    pub fn new(max_flows: u32) -> Self {
+        Self {
+            workloads: Totals::default(),
+            flows: FlowTable::new(max_flows as usize),
+            bank: TcpBank::zero(),
+        }
+    }
+
+    /// Takes a newer reading of the bank.
+    pub fn set_bank(&mut self, bank: TcpBank) {
+        for role in Role::ALL {
+            let index = role as usize;
+            self.flows.add_other(role, &bank.flow_other[index].since(&self.bank.flow_other[index]));
+        }
+        self.bank = bank;
+    }
+
+    /// Describes the totals as metrics.
+    pub fn describe(&self, workloads: &Workloads, out: &mut Exposition) {
+        let mut rows = self.workloads.clone();
+        rows.add(Id::UNKNOWN, &self.bank.other);
+        for (id, row) in rows.iter() {
+            let w = workloads.labels(id);
+            let labels = |last| [w.namespace.as_str(), w.pod.as_str(), w.container.as_str(), last];
+            for role in Role::ALL {
+                let index = role as usize;
+                out.counter(&metrics::TCP_OPENED, &labels(role.name()), row.opened[index] as f64);
+                let begun = row.opened[index] + row.adopted[index];
+                // Rows that did not fit may hold an end without its beginning.
+                out.gauge(
+                    &metrics::TCP_OPEN,
+                    &labels(role.name()),
+                    begun.saturating_sub(row.closed[index]) as f64,
+                );
+            }
+            for reason in Failure::ALL {
+                out.counter(&metrics::TCP_FAILED, &labels(reason.name()), row.failed[reason as usize] as f64);
+            }
+            out.counter(&metrics::TCP_RETRANSMITS, &labels("")[..3], row.retransmits as f64);
+        }
+        for (index, direction) in ["sent", "received"].into_iter().enumerate() {
+            out.counter(&metrics::TCP_RESETS, &[direction], self.bank.resets[index] as f64);
+        }
+        out.histogram(&metrics::TCP_CONNECT, &[], &self.bank.connect, metrics::LATENCY_BOUNDS);
+        out.histogram(&metrics::TCP_RTT, &[], &self.bank.rtt, metrics::LATENCY_BOUNDS);
+        for role in Role::ALL {
+            let lifetime = &self.bank.lifetime[role as usize];
+            out.histogram(&metrics::TCP_LIFETIME, &[role.name()], lifetime, metrics::LIFETIME_BOUNDS);
+        }
+        self.flows.describe(workloads, out);
+        let reasons = [Loss::MapFull, Loss::LateAttach, Loss::SocketStorage];
+        describe_losses(Probe::Tcp, &self.bank.lost, &reasons, out);
+    }
+}
+
+/// The running probe.
+pub struct Tcp {
+    sweep: Option<Iter>,
+    bank: Bank,
+    rows: Rows<u64, TcpRow>,
+    flows: Rows<FlowKey, FlowRow>,
+    totals: TcpTotals,
+}
+
+impl Tcp {
+    /// Takes the probe's maps and adopts the connections that are open already.
+    ///
+    /// # Errors
+    /// When a map is not there.
+    pub fn new(kernel: &mut Kernel, limits: &Limits) -> anyhow::Result<Self> {
+        for program in [program::TCP_LISTEN, program::TCP_ADOPT] {
+            // Without them connections older than the agent are counted as lost when they end.
+            if let Some(iter) = kernel.take_iterator(program)
+                && let Err(error) = iter.run()
+            {
+                tracing::warn!("cannot adopt open connections: iterator `{program}`: {error}");
+            }
+        }
+        let sweep = kernel.take_iterator(program::TCP_SWEEP);
+        let both = |[a, b]: [&str; 2]| Ok::<_, anyhow::Error>([kernel.map(a)?, kernel.map(b)?]);
+        Ok(Self {
+            sweep,
+            bank: Bank::new(kernel.map(map::TCP_BANK)?, size_of::<TcpBank>(), possible_cpus()?),
+            rows: Rows::new(Table::Tcp, both(map::TCP_ROWS)?, limits.workloads),
+            flows: Rows::new(Table::Flow, both(map::FLOW_ROWS)?, flow_rows(limits)),
+            totals: TcpTotals::new(limits.flows),
+        })
+    }
+}
+
+impl Reader for Tcp {
+    fn probe(&self) -> Probe {
+        Probe::Tcp
+    }
+
+    fn read(&mut self, control: &Control, workloads: &mut Workloads) -> io::Result<()> {
+        if let Some(sweep) = &self.sweep {
+            sweep.run()?;
+        }
+        let totals = &mut self.totals;
+        self.rows.read(control, |cgroup, row| {
+            totals.workloads.add(workloads.resolve(Hierarchy::CGROUP2, cgroup), &row);
+        })?;
+        self.flows.read(control, |key, row| {
+            let workload = workloads.resolve(Hierarchy::CGROUP2, key.cgroup);
+            totals.flows.add(FlowId::of(&key, workload), &row);
+        })?;
+        totals.set_bank(self.bank.read()?);
+        Ok(())
+    }
+
+    fn fills_up(&self, control: &Control) -> bool {
+        self.rows.fills_up(control) || self.flows.fills_up(control)
+    }
+
+    fn map_entries(&self, control: &Control) -> Vec<(&'static str, u64)> {
+        let mut entries =
+            [bank_rows(control, Table::Tcp, map::TCP_ROWS), bank_rows(control, Table::Flow, map::FLOW_ROWS)]
+                .concat();
+        entries.push((map::TCP_SOCKETS, control.sockets()));
+        entries
+    }
+
+    fn describe(&self, workloads: &Workloads, out: &mut Exposition) {
+        self.totals.describe(workloads, out);
+    }
+}
+
+const _: () = assert!(size_of::<TcpBank>() <= 32 * 1024, "a bank fits the kernel's per-CPU unit");

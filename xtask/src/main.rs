@@ -1,0 +1,77 @@
+//! `cargo xtask`: what building, running and testing Siskin takes beyond plain cargo.
+
+mod agent;
+mod check;
+mod docs;
+mod ebpf;
+mod elf;
+mod freshness;
+mod machine;
+mod privilege;
+mod run;
+mod steps;
+mod tally;
+mod test;
+mod toolchain;
+mod workspace;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Builds, runs and tests Siskin.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Build the kernel side into target/bpf/siskin.bpf.o
+    BuildEbpf(ebpf::Options),
+    /// Build the kernel side and the agent, one static binary, into target/release/siskin
+    Build(agent::Options),
+    /// Build, then run the agent on this machine as root
+    Run(run::Options),
+    /// Build, then run every test that this machine can run
+    Test(test::Options),
+    /// Check formatting, lints, documentation and generated files
+    Check,
+    /// Write docs/metrics.md and docs/flags.md from what the agent says about itself
+    Docs(docs::Options),
+}
+
+fn main() -> ExitCode {
+    match dispatch(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            steps::say(&format!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<()> {
+    let toolchain = toolchain::Toolchain::ensure()?;
+    match command {
+        Command::BuildEbpf(options) => ebpf::build(&toolchain, &options).map(drop),
+        Command::Build(options) => agent::build(&toolchain, &options).map(drop),
+        Command::Run(options) => run::run(&toolchain, &options),
+        Command::Test(options) => test::test(&toolchain, &options),
+        Command::Check => check::check(&toolchain),
+        Command::Docs(options) => docs::docs(&toolchain, &options),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}
