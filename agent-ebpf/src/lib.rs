@@ -5,12 +5,6 @@
 //! of `u64` words: user space adds and subtracts them word by word (see [`Words`]), without knowing a row's meaning.
 #![no_std]
 
-mod fields;
-mod histogram;
-mod names;
-mod rows;
+mod contract;
 
-pub use fields::{ABSENT, Need};
-pub use histogram::{Histogram, Latency, Lifetime};
-pub use names::{map, program};
-pub use rows::*;
+pub use contract::*;

@@ -1,1 +1,8 @@
-//! x
+//! What the integration tests share: a running agent, its metrics, and makers of load whose truth is known.
+//!
+//! Every test needs root and a kernel with BTF; `cargo xtask test` sees to both. Load stays on loopback and in cgroups,
+//! network namespaces and loop devices that a test made itself.
+
+pub mod agent;
+pub mod cgroup;
+pub mod metrics;

@@ -1,0 +1,94 @@
+//! Probes, tables, losses, and the element of the `control` map.
+
+/// A probe: the unit that runs or does not run on a kernel, and that is sampled as one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(usize)]
+pub enum Probe {
+    /// Process starts and ends.
+    Process,
+    /// TCP connections and their flows.
+    Tcp,
+    /// Block requests.
+    Disk,
+}
+
+impl Probe {
+    /// Every probe, in the order of their numbers.
+    pub const ALL: [Self; 3] = [Self::Process, Self::Tcp, Self::Disk];
+
+    /// The probe's name in flags, labels and logs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Process => "process",
+            Self::Tcp => "tcp",
+            Self::Disk => "disk",
+        }
+    }
+}
+
+/// A table of keyed rows that is kept in two banks; its number indexes [`Control`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Table {
+    /// [`ProcessRow`] by cgroup.
+    Process,
+    /// [`CommRow`] by command name.
+    Comm,
+    /// [`TcpRow`] by cgroup.
+    Tcp,
+    /// [`FlowRow`] by [`FlowKey`].
+    Flow,
+    /// [`DiskWorkloadRow`] by [`DiskWorkloadKey`].
+    DiskWorkload,
+}
+
+/// Number of [`Table`]s.
+pub const TABLES: usize = 5;
+
+/// What both sides share at run time: one element of a memory-mapped array.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Control {
+    /// Which bank of each table the programs write to, 0 or 1. Written by user space.
+    pub active: [u64; TABLES],
+    /// 1 when the active bank of a table took no more rows. Set by the programs, cleared by user space.
+    pub full: [u64; TABLES],
+    /// Rows inserted into each bank since it was last emptied. Raised by the programs, cleared by user space.
+    pub rows: [[u64; 2]; TABLES],
+    /// Sockets that carry a [`Socket`] now.
+    pub sockets: u64,
+    /// Sockets that may carry one. Written by user space.
+    pub sockets_limit: u64,
+}
+
+/// Why something was not counted where it belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Loss {
+    /// A keyed table had no room: the event is in the `other` or `unknown` row.
+    MapFull,
+    /// A connection whose beginning the agent did not see: some of its facts are unknown.
+    LateAttach,
+    /// A connection that is not followed, because the socket limit is reached or the kernel had no memory for it.
+    SocketStorage,
+    /// A disk request without a time stamp: counted, but in no latency histogram.
+    NoTimestamp,
+}
+
+impl Loss {
+    /// Every loss a program counts, in the order of their numbers.
+    pub const ALL: [Self; 4] = [Self::MapFull, Self::LateAttach, Self::SocketStorage, Self::NoTimestamp];
+
+    /// The value of the label `reason`.
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::MapFull => "map_full",
+            Self::LateAttach => "late_attach",
+            Self::SocketStorage => "socket_storage",
+            Self::NoTimestamp => "no_timestamp",
+        }
+    }
+}
+
+/// Number of [`Loss`]es.
+pub const LOSSES: usize = Loss::ALL.len();

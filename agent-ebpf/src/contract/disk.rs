@@ -1,0 +1,101 @@
+//! The disk probe's keys and values.
+
+use super::{LOSSES, Latency, words::made_of_words};
+
+made_of_words!(DiskRow, DiskBank, DiskWorkloadRow);
+
+/// What a block request does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(usize)]
+pub enum DiskOp {
+    /// Reads.
+    Read,
+    /// Writes, also zone appends.
+    Write,
+    /// Flushes of the device's cache.
+    Flush,
+    /// Discards and secure erases.
+    Discard,
+    /// Everything else: write zeroes, zone management, passthrough commands.
+    Other,
+}
+
+impl DiskOp {
+    /// Every operation, in the order of their numbers.
+    pub const ALL: [Self; 5] = [Self::Read, Self::Write, Self::Flush, Self::Discard, Self::Other];
+
+    /// The value of the label `op`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Flush => "flush",
+            Self::Discard => "discard",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// A device and an operation on it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DiskKey {
+    /// Major number of the whole disk.
+    pub major: u32,
+    /// Minor number of the whole disk.
+    pub minor: u32,
+    /// A [`DiskOp`]'s number.
+    pub op: u32,
+    /// Zero.
+    pub padding: u32,
+}
+
+/// Block requests of one device and operation.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct DiskRow {
+    /// Requests completed.
+    pub ios: u64,
+    /// Bytes moved.
+    pub bytes: u64,
+    /// Requests that failed; never sampled.
+    pub errors: u64,
+    /// Nanoseconds from queueing to completion.
+    pub total: Latency,
+    /// Nanoseconds from issue to the device to completion.
+    pub device: Latency,
+}
+
+/// The disk probe's per-CPU bank.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct DiskBank {
+    /// What did not fit the table of devices, by [`DiskOp`].
+    pub other: [DiskRow; 5],
+    /// What did not fit the table of workloads, by [`DiskOp`].
+    pub workload_other: [DiskWorkloadRow; 5],
+    /// Losses by [`Loss`].
+    pub lost: [u64; LOSSES],
+}
+
+/// A cgroup and an operation it asked for.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DiskWorkloadKey {
+    /// The cgroup's inode in its hierarchy; 0 when the request has none.
+    pub cgroup: u64,
+    /// The hierarchy: 0 for cgroup2, else the number of the cgroup v1 hierarchy that has `blkio`.
+    pub hierarchy: u32,
+    /// A [`DiskOp`]'s number.
+    pub op: u32,
+}
+
+/// Block requests of one cgroup and operation.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DiskWorkloadRow {
+    /// Requests completed.
+    pub ios: u64,
+    /// Bytes moved.
+    pub bytes: u64,
+}

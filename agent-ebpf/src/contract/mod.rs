@@ -1,0 +1,19 @@
+//! What both sides agree on; see the crate's page.
+
+mod control;
+mod disk;
+mod fields;
+mod histogram;
+mod names;
+mod process;
+mod tcp;
+mod words;
+
+pub use control::{Control, LOSSES, Loss, Probe, TABLES, Table};
+pub use disk::{DiskBank, DiskKey, DiskOp, DiskRow, DiskWorkloadKey, DiskWorkloadRow};
+pub use fields::{ABSENT, Need};
+pub use histogram::{Histogram, Latency, Lifetime};
+pub use names::{map, program};
+pub use process::{CommRow, Exited, Outcome, ProcessBank, ProcessRow};
+pub use tcp::{Failure, FlowKey, FlowRow, Listener, PROTOCOL_TCP, Role, Socket, TcpBank, TcpRow};
+pub use words::Words;

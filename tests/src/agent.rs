@@ -1,0 +1,160 @@
+//! The agent under test, as its own process: what is tested is the binary that ships.
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    path::PathBuf,
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex},
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::metrics::Metrics;
+
+/// A running agent. It ends with the value.
+#[derive(Debug)]
+pub struct Agent {
+    child: Child,
+    /// Where it serves.
+    pub address: SocketAddr,
+    log: Arc<Mutex<String>>,
+}
+
+/// The binary under test.
+///
+/// # Panics
+/// When it was not built.
+pub fn binary() -> PathBuf {
+    let path = std::env::var_os("SISKIN_BIN").map_or_else(
+        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/release/siskin")),
+        PathBuf::from,
+    );
+    assert!(path.exists(), "{} is missing: run `cargo xtask test`", path.display());
+    path
+}
+
+impl Agent {
+    /// Starts the agent on a free port and waits until it serves. Scrapes are never answered from an earlier reading.
+    ///
+    /// # Panics
+    /// When it does not serve within ten seconds; the message has its log.
+    pub fn start(flags: &[&str]) -> Self {
+        let mut child = Command::new(binary())
+            .args(["run", "--web.listen-address=127.0.0.1:0", "--collect.min-interval=0s"])
+            .args(flags)
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the agent starts");
+        let mut lines = BufReader::new(child.stderr.take().expect("stderr is piped")).lines();
+        let mut log = String::new();
+        let address = loop {
+            let Some(Ok(line)) = lines.next() else {
+                panic!("the agent ended with {:?} before it served:\n{log}", child.wait());
+            };
+            log.push_str(&line);
+            log.push('\n');
+            if let Some((_, url)) = line.split_once("serving on http://") {
+                break url.split('/').next().expect("an address").parse().expect("an address");
+            }
+        };
+        let log = Arc::new(Mutex::new(log));
+        let sink = Arc::clone(&log);
+        thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                let mut log = sink.lock().expect("the log");
+                log.push_str(&line);
+                log.push('\n');
+            }
+        });
+        Self { child, address, log }
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it logged so far.
+    ///
+    /// # Panics
+    /// When the thread that reads the log panicked.
+    pub fn log(&self) -> String {
+        self.log.lock().expect("the log").clone()
+    }
+
+    /// Status and body of a page.
+    ///
+    /// # Panics
+    /// When the agent does not answer within ten seconds.
+    pub fn get(&self, path: &str) -> (u16, String) {
+        request(self.address, "GET", path)
+    }
+
+    /// Reads the metrics.
+    ///
+    /// # Panics
+    /// When the agent does not answer with metrics.
+    pub fn scrape(&self) -> Metrics {
+        let (status, text) = self.get("/metrics");
+        assert_eq!(status, 200, "{text}");
+        Metrics::parse(&text)
+    }
+
+    /// Scrapes until `done` or ten seconds have passed, and returns the last metrics either way: the caller's assertion
+    /// then says what was wrong with them.
+    ///
+    /// # Panics
+    /// When the agent does not answer.
+    pub fn scrape_until(&self, done: impl Fn(&Metrics) -> bool) -> Metrics {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let metrics = self.scrape();
+            if done(&metrics) || Instant::now() > deadline {
+                return metrics;
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Sends a signal and waits for the end. Returns the status and how long that took.
+    ///
+    /// # Panics
+    /// When the agent has not ended after ten seconds.
+    pub fn stop(mut self, signal: i32) -> (ExitStatus, Duration) {
+        let begin = Instant::now();
+        // SAFETY: a signal to our own child, which has not been waited for.
+        assert_eq!(unsafe { libc::kill(self.child.id() as i32, signal) }, 0);
+        loop {
+            if let Some(status) = self.child.try_wait().expect("the agent can be waited for") {
+                return (status, begin.elapsed());
+            }
+            assert!(begin.elapsed() < Duration::from_secs(10), "the agent does not end:\n{}", self.log());
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // Also ends an agent whose test failed; it may be gone already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// One HTTP request on a connection of its own; status and body.
+///
+/// # Panics
+/// When there is no answer within ten seconds.
+pub fn request(address: SocketAddr, method: &str, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).expect("the agent accepts");
+    stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout can be set");
+    write!(stream, "{method} {path} HTTP/1.1\r\nHost: siskin\r\nConnection: close\r\n\r\n")
+        .expect("a request");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("an answer");
+    let (head, body) = text.split_once("\r\n\r\n").expect("a head");
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
+    (status, body.to_owned())
+}
