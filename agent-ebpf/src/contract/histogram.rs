@@ -106,7 +106,7 @@ mod tests {
         #[test]
         fn leading_zeros_agree_with_the_compiler(value in 1u64.., shift in 0u32..64) {
             let value = (value >> shift).max(1);
-            prop_assert_eq!(super::leading_zeros(value), value.leading_zeros());
+            prop_assert_eq!(leading_zeros(value), value.leading_zeros());
         }
     }
 }

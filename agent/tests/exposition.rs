@@ -1,0 +1,103 @@
+//! The exposition's text, whole, from totals made here: no kernel takes part.
+//!
+//! When a change is meant, run with `SISKIN_UPDATE_GOLDEN=1` and read the difference.
+
+use std::{fs, path::Path};
+
+use siskin::{
+    flows::FlowId,
+    metrics::{self, Exposition},
+    probes::{disk::DiskTotals, process::ProcessTotals, tcp::TcpTotals},
+    workload::{Id, Labels, Workloads},
+};
+use siskin_ebpf::{
+    DiskOp, DiskRow, DiskWorkloadRow, FlowRow, Latency, Lifetime, Loss, ProcessRow, Role, TcpRow, Words as _,
+};
+
+fn workloads() -> (Workloads, Id, Id) {
+    let mut workloads = Workloads::new("/nowhere".into(), "/nowhere".into(), 10);
+    let unit = workloads.intern(Labels { container: "nginx.service".into(), ..Labels::default() });
+    let pod = workloads.intern(Labels {
+        namespace: "shop".into(),
+        pod: "cart-7d9\"\\\n".into(),
+        container: "cart".into(),
+    });
+    (workloads, unit, pod)
+}
+
+fn process(unit: Id, pod: Id) -> ProcessTotals {
+    let mut totals = ProcessTotals::new(2);
+    totals.workloads.add(unit, &ProcessRow { execs: 12, forks: 20, exits: [9, 2, 1], oom_kills: 0 });
+    totals.workloads.add(pod, &ProcessRow { execs: 1, forks: 0, exits: [0, 0, 3], oom_kills: 1 });
+    for (comm, execs) in [("sh", 7), ("a \"b\"", 3), ("late", 2), ("sh", 1)] {
+        let mut name = [0; 16];
+        name[..comm.len()].copy_from_slice(comm.as_bytes());
+        totals.add_comm(name, execs);
+    }
+    for lifetime_ns in [1_500_000, 1 << 30, 3_600_000_000_000] {
+        totals.bank.lifetime.buckets[Lifetime::index(lifetime_ns)] += 1;
+        totals.bank.lifetime.sum += lifetime_ns;
+    }
+    totals.bank.lost[Loss::MapFull as usize] = 4;
+    totals.bank.other.execs = 4;
+    totals
+}
+
+fn tcp(unit: Id, pod: Id) -> TcpTotals {
+    let mut totals = TcpTotals::new(2);
+    totals.workloads.add(
+        unit,
+        &TcpRow { opened: [5, 30], adopted: [1, 0], closed: [4, 28], failed: [2, 1, 3, 0], retransmits: 17 },
+    );
+    let flow =
+        |workload, role, peer: &str, port| FlowId { workload, role, peer: peer.parse().unwrap(), port };
+    let row =
+        |sent_bytes, received_bytes| FlowRow { sent_bytes, received_bytes, connections: 2, retransmits: 1 };
+    totals.flows.add(flow(unit, Role::Server, "192.0.2.7", 443), &row(1000, 200));
+    totals.flows.add(flow(pod, Role::Client, "2001:db8::5", 5432), &row(70, 90_000));
+    totals.flows.add(flow(pod, Role::Client, "192.0.2.9", 80), &row(1, 2));
+    let mut bank = totals.bank;
+    bank.flow_other[Role::Server as usize].sent_bytes = 55;
+    bank.resets = [3, 8];
+    bank.connect.buckets[Latency::index(300_000)] = 5;
+    bank.connect.sum = 1_500_000;
+    bank.lifetime[1].buckets[Lifetime::index(2_000_000_000)] = 28;
+    bank.lifetime[1].sum = 56_000_000_000;
+    bank.lost[Loss::LateAttach as usize] = 1;
+    totals.set_bank(bank);
+    totals
+}
+
+fn disk(unit: Id) -> DiskTotals {
+    let mut totals = DiskTotals::default();
+    let mut row = DiskRow::zero();
+    (row.ios, row.bytes, row.errors) = (3, 12_288, 1);
+    for latency_ns in [90_000, 120_000, 4_000_000] {
+        row.total.buckets[Latency::index(latency_ns)] += 1;
+        row.total.sum += latency_ns;
+    }
+    totals.add_device("nvme0n1".into(), DiskOp::Write, &row);
+    totals.add_device("nvme0n1".into(), DiskOp::Write, &row);
+    totals.bank.other[DiskOp::Read as usize].bytes = 512;
+    totals.workloads[DiskOp::Write as usize].add(unit, &DiskWorkloadRow { ios: 6, bytes: 24_576 });
+    totals
+}
+
+#[test]
+fn the_text_is_as_agreed() {
+    let (workloads, unit, pod) = workloads();
+    let mut out = Exposition::default();
+    process(unit, pod).describe(&workloads, &mut out);
+    tcp(unit, pod).describe(&workloads, &mut out);
+    disk(unit).describe(&workloads, &mut out);
+    let text = metrics::text(&out.into_families()).unwrap();
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/exposition.txt");
+    if std::env::var_os("SISKIN_UPDATE_GOLDEN").is_some() {
+        fs::write(&golden, &text).unwrap();
+    }
+    let expected = fs::read_to_string(&golden).unwrap();
+    for (line, (is, should)) in text.lines().zip(expected.lines()).enumerate() {
+        assert_eq!(is, should, "line {}", line + 1);
+    }
+    assert_eq!(text.len(), expected.len());
+}

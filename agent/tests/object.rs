@@ -1,0 +1,92 @@
+//! The embedded object against the lists that user space goes by, and the facts against BTF of several kernels.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use siskin::{
+    kernel::{btf::Btf, facts, loader::OBJECT, memory::Kind},
+    probes::{self, Limits},
+};
+use siskin_ebpf::{Probe, map};
+
+const LIMITS: Limits = Limits { workloads: 10, flows: 10, devices: 10, sockets: 10, comms: 10 };
+
+fn object() -> aya_obj::Object {
+    aya_obj::Object::parse(OBJECT).unwrap()
+}
+
+#[test]
+fn every_program_of_the_object_has_a_hook_and_every_hook_a_program() {
+    let built: BTreeSet<_> = object().programs.keys().cloned().collect();
+    let hooked: BTreeSet<_> = probes::hooks().iter().map(|hook| hook.program.to_owned()).collect();
+    assert_eq!(built, hooked);
+}
+
+#[test]
+fn every_map_of_the_object_is_planned_with_its_true_sizes() {
+    let object = object();
+    let plans = probes::plans(&LIMITS);
+    let planned: BTreeSet<_> = plans.iter().map(|(_, plan)| plan.name.to_owned()).collect();
+    // The read-only globals are a map that nobody sizes; `control` belongs to no probe.
+    let built: BTreeSet<_> =
+        object.maps.keys().filter(|name| !name.starts_with('.') && *name != map::CONTROL).cloned().collect();
+    assert_eq!(built, planned);
+    for (_, plan) in plans {
+        let built = &object.maps[plan.name];
+        assert_eq!(u64::from(built.key_size()), plan.key_bytes, "{}", plan.name);
+        assert_eq!(u64::from(built.value_size()), plan.value_bytes, "{}", plan.name);
+        // include/uapi/linux/bpf.h, enum bpf_map_type.
+        let kind = match built.map_type() {
+            1 | 9 => Kind::Hash,
+            5 => Kind::PerCpuHash,
+            6 => Kind::PerCpuArray,
+            24 => Kind::SocketStorage,
+            other => panic!("{} is of kind {other}", plan.name),
+        };
+        assert_eq!(kind, plan.kind, "{}", plan.name);
+    }
+}
+
+#[test]
+fn names_are_short_enough_for_the_kernel_to_keep_whole() {
+    let object = object();
+    for name in object.programs.keys().chain(object.maps.keys()) {
+        assert!(name.len() <= 15, "{name}");
+    }
+}
+
+#[test]
+fn every_probe_finds_its_facts_on_every_kernel_since_5_10() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/btf");
+    let mut kernels = 0;
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "btf") {
+            let bytes = fs::read(&path).unwrap();
+            let facts = facts::resolve(&Btf::parse(&bytes).unwrap());
+            assert!(facts.missing.is_empty(), "{}: {:?}", path.display(), facts.missing);
+            kernels += 1;
+        }
+    }
+    assert_eq!(kernels, 5);
+}
+
+#[test]
+fn a_field_that_is_not_there_stops_only_the_probes_that_read_it() {
+    // A kernel without block devices.
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/btf/6.18.btf");
+    let mut bytes = fs::read(path).unwrap();
+    let name = b"\0request\0";
+    let at = bytes.windows(name.len()).position(|window| window == name).unwrap();
+    bytes[at + 1] = b'R';
+    let facts = facts::resolve(&Btf::parse(&bytes).unwrap());
+    assert_eq!(facts.missing(Probe::Disk), Some("kernel BTF has no struct `request`"));
+    assert_eq!(facts.missing(Probe::Tcp), None);
+    assert_eq!(facts.missing(Probe::Process), None);
+}
+
+#[test]
+fn the_running_kernel_has_every_fact() {
+    let bytes = fs::read("/sys/kernel/btf/vmlinux").unwrap();
+    let facts = facts::resolve(&Btf::parse(&bytes).unwrap());
+    assert!(facts.missing.is_empty(), "{:?}", facts.missing);
+}
