@@ -182,7 +182,7 @@ pub fn account(socket: *mut Socket, moved: &Moved, reading: Reading, bank: *mut 
         if delta.sent_bytes | delta.received_bytes | delta.connections | delta.retransmits == 0 {
             return;
         }
-        let flow = &*(&raw const (*socket).flow);
+        let flow = &(*socket).flow;
         let zero = FlowRow { sent_bytes: 0, received_bytes: 0, connections: 0, retransmits: 0 };
         let row = maps::row(Table::Flow, &maps::FLOW_ROWS_A, &maps::FLOW_ROWS_B, flow, &zero).unwrap_or_else(
             || {

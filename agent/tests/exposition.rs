@@ -49,8 +49,12 @@ fn tcp(unit: Id, pod: Id) -> TcpTotals {
         unit,
         &TcpRow { opened: [5, 30], adopted: [1, 0], closed: [4, 28], failed: [2, 1, 3, 0], retransmits: 17 },
     );
-    let flow =
-        |workload, role, peer: &str, port| FlowId { workload, role, peer: peer.parse().unwrap(), port };
+    let flow = |workload, role, peer: &str, port| FlowId {
+        workload,
+        role,
+        peer: peer.parse().expect("an address"),
+        port,
+    };
     let row =
         |sent_bytes, received_bytes| FlowRow { sent_bytes, received_bytes, connections: 2, retransmits: 1 };
     totals.flows.add(flow(unit, Role::Server, "192.0.2.7", 443), &row(1000, 200));

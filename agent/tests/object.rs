@@ -11,7 +11,7 @@ use siskin_ebpf::{Probe, map};
 const LIMITS: Limits = Limits { workloads: 10, flows: 10, devices: 10, sockets: 10, comms: 10 };
 
 fn object() -> aya_obj::Object {
-    aya_obj::Object::parse(OBJECT).unwrap()
+    aya_obj::Object::parse(OBJECT).expect("the object parses")
 }
 
 #[test]

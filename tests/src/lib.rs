@@ -5,4 +5,5 @@
 
 pub mod agent;
 pub mod cgroup;
+pub mod disk;
 pub mod metrics;

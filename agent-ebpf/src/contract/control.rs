@@ -30,15 +30,15 @@ impl Probe {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 pub enum Table {
-    /// [`ProcessRow`] by cgroup.
+    /// [`ProcessRow`](crate::ProcessRow) by cgroup.
     Process,
-    /// [`CommRow`] by command name.
+    /// [`CommRow`](crate::CommRow) by command name.
     Comm,
-    /// [`TcpRow`] by cgroup.
+    /// [`TcpRow`](crate::TcpRow) by cgroup.
     Tcp,
-    /// [`FlowRow`] by [`FlowKey`].
+    /// [`FlowRow`](crate::FlowRow) by [`FlowKey`](crate::FlowKey).
     Flow,
-    /// [`DiskWorkloadRow`] by [`DiskWorkloadKey`].
+    /// [`DiskWorkloadRow`](crate::DiskWorkloadRow) by [`DiskWorkloadKey`](crate::DiskWorkloadKey).
     DiskWorkload,
 }
 
@@ -55,7 +55,7 @@ pub struct Control {
     pub full: [u64; TABLES],
     /// Rows inserted into each bank since it was last emptied. Raised by the programs, cleared by user space.
     pub rows: [[u64; 2]; TABLES],
-    /// Sockets that carry a [`Socket`] now.
+    /// Sockets that carry a [`Socket`](crate::Socket) now.
     pub sockets: u64,
     /// Sockets that may carry one. Written by user space.
     pub sockets_limit: u64,

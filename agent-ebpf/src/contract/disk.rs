@@ -74,7 +74,7 @@ pub struct DiskBank {
     pub other: [DiskRow; 5],
     /// What did not fit the table of workloads, by [`DiskOp`].
     pub workload_other: [DiskWorkloadRow; 5],
-    /// Losses by [`Loss`].
+    /// Losses by [`Loss`](crate::Loss).
     pub lost: [u64; LOSSES],
 }
 

@@ -75,7 +75,7 @@ pub struct ProcessBank {
     pub other: ProcessRow,
     /// What did not fit the table of command names.
     pub comm_other: CommRow,
-    /// Losses by [`Loss`].
+    /// Losses by [`Loss`](crate::Loss).
     pub lost: [u64; LOSSES],
 }
 

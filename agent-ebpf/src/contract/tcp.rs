@@ -99,7 +99,7 @@ pub struct TcpBank {
     pub other: TcpRow,
     /// What did not fit the table of flows, by [`Role`].
     pub flow_other: [FlowRow; 2],
-    /// Losses by [`Loss`].
+    /// Losses by [`Loss`](crate::Loss).
     pub lost: [u64; LOSSES],
 }
 
