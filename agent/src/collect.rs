@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -55,7 +55,7 @@ pub struct State {
     pub enabled: Vec<Probe>,
     readings: HashMap<&'static str, Reading>,
     heartbeat: f64,
-    last: Option<(Instant, Snapshot)>,
+    last: Option<(Instant, Arc<Snapshot>)>,
     process: ProcessCollector,
 }
 
@@ -92,17 +92,17 @@ impl Collector {
 
     /// The newest reading, or the last one if that is newer than the shortest interval. Waits for a reading that is under
     /// way, and shares it.
-    pub fn snapshot(&self) -> Snapshot {
+    pub fn snapshot(&self) -> Arc<Snapshot> {
         let mut state = self.lock();
         if let Some((at, snapshot)) = &state.last
             && at.elapsed() < self.min_interval
         {
-            return snapshot.clone();
+            return Arc::clone(snapshot);
         }
         let at = Instant::now();
         state.read(|_| true);
-        let snapshot = state.describe();
-        state.last = Some((at, snapshot.clone()));
+        let snapshot = Arc::new(state.describe());
+        state.last = Some((at, Arc::clone(&snapshot)));
         snapshot
     }
 

@@ -6,6 +6,7 @@ mod fields;
 mod histogram;
 mod names;
 mod process;
+mod sampling;
 mod tcp;
 mod words;
 
@@ -15,5 +16,6 @@ pub use fields::{ABSENT, Need};
 pub use histogram::{Histogram, Latency, Lifetime};
 pub use names::{map, program};
 pub use process::{CommRow, Exited, Outcome, ProcessBank, ProcessRow};
+pub use sampling::{MAX_PERIOD_LOG2, Rate, Sampler, variance};
 pub use tcp::{Failure, FlowKey, FlowRow, Listener, PROTOCOL_TCP, Role, Socket, TcpBank, TcpRow};
 pub use words::Words;

@@ -1,0 +1,89 @@
+//! Weighted sampling: which events are taken, and what a taken event stands for. The programs run this on a slot of
+//! their own per CPU; statistical tests run the same code on simulated streams.
+//!
+//! Every event is taken by an independent draw with probability 1/N, N a power of two. That is the same as a countdown
+//! over random gaps with mean N (the gaps are geometric), needs no logarithm, has no gap that outlives a change of N, and
+//! counts all events on the way. N depends only on what happened before the event, so a taken event's weight N makes
+//! every total unbiased whatever N did meanwhile; the sum of N(N-1)v² over taken events estimates the variance of a
+//! total of v (Horvitz and Thompson's estimator for independent draws).
+
+/// Largest period, as a power of two: one event in a million.
+pub const MAX_PERIOD_LOG2: u64 = 20;
+
+/// What the operator's budget says at the moment; the same for all CPUs.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Rate {
+    /// The period N as a power of two.
+    pub period_log2: u64,
+    /// Number of the controller's tick. A CPU's allowance begins anew with each.
+    pub tick: u64,
+    /// Events that one CPU takes per tick before it doubles its own period; 0 is no limit.
+    pub allowance: u64,
+}
+
+/// One program's sampling state on one CPU. Only that program writes it, and a program does not interrupt itself.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sampler {
+    /// State of the random numbers; 0 before the first event.
+    pub random: u64,
+    /// Events seen, taken or not.
+    pub events: u64,
+    /// Events taken.
+    pub taken: u64,
+    /// The tick that `spent` and `doublings` are about.
+    pub tick: u64,
+    /// Events taken since the period last changed within the tick.
+    pub spent: u64,
+    /// How often the period was doubled within the tick because the allowance was spent.
+    pub doublings: u64,
+}
+
+impl Sampler {
+    /// Takes the event, with the logarithm of its weight, or passes it over. `seed` is asked once.
+    ///
+    /// A burst inside a tick is bounded: each time a CPU has taken its allowance it doubles its period, so the taken events
+    /// of a tick grow with the logarithm of the burst only.
+    #[inline(always)]
+    pub fn take(&mut self, rate: &Rate, seed: impl FnOnce() -> u64) -> Option<u64> {
+        self.events = self.events.wrapping_add(1);
+        if self.tick != rate.tick {
+            self.tick = rate.tick;
+            self.spent = 0;
+            self.doublings = 0;
+        }
+        let weight_log2 = rate.period_log2 + self.doublings;
+        if weight_log2 == 0 && rate.allowance == 0 {
+            self.taken += 1;
+            return Some(0);
+        }
+        // At most MAX_PERIOD_LOG2, and where the verifier sees it.
+        let weight_log2 = if weight_log2 < MAX_PERIOD_LOG2 { weight_log2 } else { MAX_PERIOD_LOG2 };
+        // xorshift64 (Marsaglia 2003) with a multiplication to mix the low bits into the high ones (Vigna 2016).
+        let mut random = if self.random == 0 { seed() | 1 } else { self.random };
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        self.random = random;
+        if random.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 44 & ((1 << weight_log2) - 1) != 0 {
+            return None;
+        }
+        self.taken += 1;
+        self.spent += 1;
+        if self.spent == rate.allowance {
+            self.spent = 0;
+            self.doublings += 1;
+        }
+        Some(weight_log2)
+    }
+}
+
+/// What a taken event adds to a variance: N(N-1) v², with N given as its logarithm.
+///
+/// `value` is to be scaled down to at most 2^20 so that a reading's worth of them fits 64 bits.
+#[inline(always)]
+pub const fn variance(weight_log2: u64, value: u64) -> u64 {
+    let weight = 1u64 << weight_log2;
+    (weight * (weight - 1)).saturating_mul(value * value)
+}
