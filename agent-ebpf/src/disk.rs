@@ -6,18 +6,26 @@ use core::ffi::c_void;
 use aya_ebpf::{
     bindings::BPF_NOEXIST, helpers::bpf_ktime_get_ns, macros::btf_tracepoint, programs::BtfTracePointContext,
 };
-use siskin_ebpf::{DiskBank, DiskKey, DiskOp, DiskRow, DiskWorkloadKey, DiskWorkloadRow, Loss, Probe, Table};
+use siskin_ebpf::{
+    DiskBank, DiskKey, DiskOp, DiskRow, DiskWorkloadKey, DiskWorkloadRow, Loss, Probe, Program, Table,
+};
 
 use crate::{
     atomic::add,
     facts::{self, load, present},
     log::trace,
     maps::{self, DISK_BANK, DISK_ROWS},
+    meter,
     sampling::{self, Weight},
 };
 
 /// The low byte of `cmd_flags` is the operation (`REQ_OP_MASK`, include/linux/blk_types.h, 6.18).
 const REQ_OP_MASK: u32 = 0xff;
+
+/// Variances of bytes are kept in units of 512 bytes.
+const BYTES_UNIT_LOG2: u32 = 9;
+/// Variances of latencies are kept in units of 256 ns.
+const NS_UNIT_LOG2: u32 = 8;
 
 /// A row of zeros in the read-only section: too large for the stack of 512 bytes.
 static ZERO_ROW: [u64; size_of::<DiskRow>() / 8] = [0; size_of::<DiskRow>() / 8];
@@ -25,23 +33,32 @@ static ZERO_ROW: [u64; size_of::<DiskRow>() / 8] = [0; size_of::<DiskRow>() / 8]
 /// `block_rq_complete(rq, error, nr_bytes)`: a request or a part of it is done.
 #[btf_tracepoint(function = "block_rq_complete")]
 pub fn disk_complete(ctx: BtfTracePointContext) -> i32 {
-    let rq: *const c_void = ctx.arg(0);
+    let Some(slot) = meter::begin(Program::DiskComplete) else { return 0 };
     // An `int` before 5.16, a `blk_status_t` of one byte since; zero is success in both.
-    let error: u32 = ctx.arg(1);
-    let bytes: u32 = ctx.arg(2);
-    let Some(bank) = DISK_BANK.get_ptr_mut(0) else { return 0 };
-    trace!(&ctx, "request complete, error {}, {} bytes", error, bytes);
-    let failed = error & 0xff != 0;
-    let weight = sampling::take(Probe::Disk);
-    if weight.is_none() && !failed {
-        return 0;
+    let failed = ctx.arg::<u32>(1) & 0xff != 0;
+    let weight = sampling::take(slot, Probe::Disk);
+    if weight.is_some() || failed {
+        meter::time(slot, || completed(&ctx, failed, weight));
     }
+    0
+}
+
+/// Counts a completion: its error exactly, the rest with its weight when it was taken.
+#[inline(always)]
+fn completed(ctx: &BtfTracePointContext, failed: bool, weight: Option<Weight>) {
+    let rq: *const c_void = ctx.arg(0);
+    let bytes: u32 = ctx.arg(2);
+    let Some(bank) = DISK_BANK.get_ptr_mut(0) else { return };
+    trace!(ctx, "request complete, failed {}, {} bytes", u8::from(failed), bytes);
     // SAFETY: `rq` is a `request` by the tracepoint's BTF.
-    let (op, left, in_flush) = unsafe {
-        let left: u32 = load(rq, &facts::RQ_DATA_LEN);
-        let flags: u32 = load(rq, &facts::RQ_FLAGS);
-        (operation(rq), left, (flags >> facts::value(&facts::RQF_FLUSH_SEQ)) & 1 != 0)
-    };
+    let (op, left, flags): (_, u32, u32) =
+        unsafe { (operation(rq), load(rq, &facts::RQ_DATA_LEN), load(rq, &facts::RQ_FLAGS)) };
+    let flag = |bit| (flags >> facts::value(bit)) & 1 != 0;
+    let in_flush = flag(&facts::RQF_FLUSH_SEQ);
+    // A write that needs a flush before or after it completes twice: its data inside the flush sequence, and then, without
+    // bytes, the write itself (block/blk-flush.c, 6.18). The kernel's own statistics count the write then, also one that
+    // was nothing but a flush; and the flush that the sequence sends to the device is a request of its own.
+    let data_only = in_flush && op != DiskOp::Flush;
     let key = device(rq, op);
     let row = disk_row(&key).unwrap_or_else(|| {
         // SAFETY: a map value.
@@ -52,44 +69,41 @@ pub fn disk_complete(ctx: BtfTracePointContext) -> i32 {
     });
     // SAFETY: rows are map values.
     unsafe {
-        if failed {
+        if failed && !data_only {
             add(&raw mut (*row).errors, 1);
         }
-        let Some(Weight(weight)) = weight else { return 0 };
-        add(&raw mut (*row).bytes, weight * u64::from(bytes));
+        let Some(weight) = weight else { return };
+        let variance = &raw mut (*bank).variance;
         let work = workload_row(rq, op, bank);
-        add(&raw mut (*work).bytes, weight * u64::from(bytes));
-        // A request that needs a flush before or after it completes once more for its data, inside the flush sequence
-        // (block/blk-flush.c, 6.18). The kernel's own statistics count the flush itself, and the request once.
-        let done = bytes >= left && (!in_flush || op == DiskOp::Flush);
-        if done {
-            add(&raw mut (*row).ios, weight);
-            add(&raw mut (*work).ios, weight);
-            latencies(rq, row, weight, bank);
+        add(&raw mut (*row).bytes, weight.of(bytes.into()));
+        add(&raw mut (*work).bytes, weight.of(bytes.into()));
+        weight.spread(&raw mut (*variance).bytes, bytes.into(), BYTES_UNIT_LOG2);
+        if bytes < left {
+            return;
         }
-    }
-    0
-}
-
-/// Observes the latencies that the request's time stamps tell.
-///
-/// # Safety
-/// `rq` is a `request` by BTF, `row` and `bank` are map values.
-#[inline(always)]
-unsafe fn latencies(rq: *const c_void, row: *mut DiskRow, weight: u64, bank: *mut DiskBank) {
-    // SAFETY: as the caller promises.
-    unsafe {
         let now = bpf_ktime_get_ns();
-        let queued: u64 = load(rq, &facts::RQ_START);
+        // The device is done with a write when its data is, not when the flushes after it are.
         let issued: u64 = load(rq, &facts::RQ_IO_START);
-        if queued != 0 {
-            maps::observe(&raw mut (*row).total, now.saturating_sub(queued), weight);
-        } else {
-            // The queue keeps no statistics (queue/iostats is 0).
-            maps::lose(&raw mut (*bank).lost, Loss::NoTimestamp);
+        if issued != 0 && (op != DiskOp::Write || bytes != 0) {
+            let device_ns = now.saturating_sub(issued);
+            maps::observe(&raw mut (*row).device, device_ns, weight);
+            weight.spread(&raw mut (*variance).device, device_ns, NS_UNIT_LOG2);
         }
-        if issued != 0 {
-            maps::observe(&raw mut (*row).device, now.saturating_sub(issued), weight);
+        if !data_only {
+            add(&raw mut (*row).ios, weight.of(1));
+            add(&raw mut (*work).ios, weight.of(1));
+            weight.spread(&raw mut (*variance).ios, 1, 0);
+            // Without the flag the time is zero or, since 6.13, what an earlier request left there. Flushes do not have the
+            // flag, and always the time (blk_rq_init, block/blk-mq.c, 6.18).
+            let queued = if in_flush || flag(&facts::RQF_IO_STAT) { load(rq, &facts::RQ_START) } else { 0 };
+            if queued != 0 {
+                let total_ns = now.saturating_sub(queued);
+                maps::observe(&raw mut (*row).total, total_ns, weight);
+                weight.spread(&raw mut (*variance).total, total_ns, NS_UNIT_LOG2);
+            } else {
+                // The queue keeps no statistics (queue/iostats is 0), or not of such requests.
+                maps::lose(&raw mut (*bank).lost, Loss::NoTimestamp);
+            }
         }
     }
 }

@@ -5,15 +5,17 @@
 
 use core::{ffi::c_void, ptr};
 
-use siskin_ebpf::{ABSENT, kernel_facts};
+use siskin_ebpf::{ABSENT, Bits, kernel_facts};
 
 macro_rules! define {
     (
         fields { $($field:ident = $structure:literal $path:literal $bytes:literal $need:ident [$($probe:ident),+];)+ }
+        bits { $($bits:ident = $bits_structure:literal $bits_path:literal $bits_need:ident [$($bits_probe:ident),+];)+ }
         enumerators { $($enumerator:ident = $constant:literal $default:literal;)+ }
         flags { $($flag:ident = $tracepoint:literal $argument:literal;)+ }
     ) => {
         $(#[unsafe(no_mangle)] pub static $field: u32 = 0;)+
+        $(#[unsafe(no_mangle)] pub static $bits: u32 = 0;)+
         $(#[unsafe(no_mangle)] pub static $enumerator: u32 = 0;)+
         $(#[unsafe(no_mangle)] pub static $flag: u32 = 0;)+
     };
@@ -50,4 +52,15 @@ pub fn at<T>(base: *const c_void, field: &'static u32) -> *const T {
 pub unsafe fn load<T: Copy>(base: *const c_void, field: &'static u32) -> T {
     // SAFETY: as the caller promises.
     unsafe { ptr::read_volatile(at(base, field)) }
+}
+
+/// Loads a member of at most eight bits.
+///
+/// # Safety
+/// As for [`load`].
+#[inline(always)]
+pub unsafe fn load_bits(base: *const c_void, field: &'static u32) -> u32 {
+    let bits = Bits::unpack(value(field));
+    // SAFETY: as the caller promises.
+    bits.of(unsafe { ptr::read_volatile(base.wrapping_byte_add(bits.offset_bytes as usize).cast()) })
 }

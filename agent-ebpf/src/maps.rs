@@ -11,16 +11,23 @@ use aya_ebpf::{
 };
 use siskin_ebpf::{
     CommRow, Control, DiskBank, DiskKey, DiskRow, DiskWorkloadKey, DiskWorkloadRow, Exited, FlowKey, FlowRow,
-    Histogram, Listener, Loss, ProcessBank, ProcessRow, Socket, Table, TcpBank, TcpRow,
+    Histogram, Listener, Loss, ProcessBank, ProcessRow, Slots, Socket, Table, TcpBank, TcpRow, UdpBank,
+    UdpRow,
 };
 
-use crate::atomic::{add, get, set};
+use crate::{
+    atomic::{add, get, set},
+    sampling::Weight,
+};
 
 /// Rows of a keyed table, until user space says how many.
 const ROWS: usize = 1024;
 
 #[btf_map(name = "control")]
 pub static CONTROL: Array<Control, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
+
+#[btf_map(name = "slots")]
+pub static SLOTS: PerCpuArray<Slots, 1> = PerCpuArray::new();
 
 #[btf_map(name = "process_bank")]
 pub static PROCESS_BANK: PerCpuArray<ProcessBank, 1> = PerCpuArray::new();
@@ -59,20 +66,27 @@ pub static DISK_WORKLOAD_ROWS_A: HashMap<DiskWorkloadKey, DiskWorkloadRow, ROWS>
 #[btf_map(name = "disk_work_b")]
 pub static DISK_WORKLOAD_ROWS_B: HashMap<DiskWorkloadKey, DiskWorkloadRow, ROWS> = HashMap::new();
 
-/// Adds one observation of `value` that stands for `weight` of them.
+#[btf_map(name = "udp_bank")]
+pub static UDP_BANK: PerCpuArray<UdpBank, 1> = PerCpuArray::new();
+#[btf_map(name = "udp_rows_a")]
+pub static UDP_ROWS_A: HashMap<FlowKey, UdpRow, ROWS> = HashMap::new();
+#[btf_map(name = "udp_rows_b")]
+pub static UDP_ROWS_B: HashMap<FlowKey, UdpRow, ROWS> = HashMap::new();
+
+/// Adds one observation of `value` with its weight.
 #[inline(always)]
 pub fn observe<const MIN_EXP: u32, const N: usize>(
     histogram: *mut Histogram<MIN_EXP, N>,
     value: u64,
-    weight: u64,
+    weight: Weight,
 ) {
     let index = Histogram::<MIN_EXP, N>::index(value);
     // The bound is written out where the verifier sees it: `index` is computed with shifts that it does not follow.
     if index < N {
         // SAFETY: inside the array, by the check above.
         unsafe {
-            add((&raw mut (*histogram).buckets).cast::<u64>().add(index), weight);
-            add(&raw mut (*histogram).sum, weight * value);
+            add((&raw mut (*histogram).buckets).cast::<u64>().add(index), weight.of(1));
+            add(&raw mut (*histogram).sum, weight.of(value));
         }
     }
 }

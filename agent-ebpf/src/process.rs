@@ -8,13 +8,14 @@ use aya_ebpf::{
     macros::btf_tracepoint,
     programs::BtfTracePointContext,
 };
-use siskin_ebpf::{CommRow, Exited, Loss, Outcome, ProcessBank, ProcessRow, Table};
+use siskin_ebpf::{CommRow, Exited, Loss, Outcome, ProcessBank, ProcessRow, Program, Table};
 
 use crate::{
     atomic::add,
     facts::{self, load},
     log::trace,
-    maps,
+    maps, meter,
+    sampling::Weight,
 };
 
 /// `SIGNAL_GROUP_EXIT`: the whole process is ending with one status (include/linux/sched/signal.h, 5.10 to 6.18).
@@ -23,9 +24,14 @@ const SIGNAL_GROUP_EXIT: u32 = 4;
 /// `sched_process_exec(task, old_pid, bprm)`, in the task itself after its name changed.
 #[btf_tracepoint(function = "sched_process_exec")]
 pub fn process_exec(ctx: BtfTracePointContext) -> i32 {
+    meter::run(Program::ProcessExec, || executed(&ctx))
+}
+
+#[inline(always)]
+fn executed(ctx: &BtfTracePointContext) {
     let task: *const c_void = ctx.arg(0);
-    let Some(bank) = maps::PROCESS_BANK.get_ptr_mut(0) else { return 0 };
-    trace!(&ctx, "exec");
+    let Some(bank) = maps::PROCESS_BANK.get_ptr_mut(0) else { return };
+    trace!(ctx, "exec");
     let row = row_of(task, bank);
     let comm_row = match bpf_get_current_comm() {
         Ok(comm) => {
@@ -42,29 +48,37 @@ pub fn process_exec(ctx: BtfTracePointContext) -> i32 {
         });
         add(&raw mut (*comm_row).execs, 1);
     }
-    0
 }
 
 /// `sched_process_fork(parent, child)`, in the parent, also for threads. The child is charged to its own cgroup,
 /// which `CLONE_INTO_CGROUP` makes another one than the parent's.
 #[btf_tracepoint(function = "sched_process_fork")]
 pub fn process_fork(ctx: BtfTracePointContext) -> i32 {
+    meter::run(Program::ProcessFork, || forked(&ctx))
+}
+
+#[inline(always)]
+fn forked(ctx: &BtfTracePointContext) {
     let child: *const c_void = ctx.arg(1);
     // SAFETY: `child` is a `task_struct` by the tracepoint's BTF, and so for every load below.
     let (pid, tgid): (u32, u32) = unsafe { (load(child, &facts::TASK_PID), load(child, &facts::TASK_TGID)) };
     if pid != tgid {
-        return 0;
+        return;
     }
-    let Some(bank) = maps::PROCESS_BANK.get_ptr_mut(0) else { return 0 };
+    let Some(bank) = maps::PROCESS_BANK.get_ptr_mut(0) else { return };
     let row = row_of(child, bank);
     // SAFETY: a map value.
     add(unsafe { &raw mut (*row).forks }, 1);
-    0
 }
 
 /// `sched_process_exit(task[, group_dead])`, in the task itself, for every thread.
 #[btf_tracepoint(function = "sched_process_exit")]
 pub fn process_exit(ctx: BtfTracePointContext) -> i32 {
+    meter::run(Program::ProcessExit, || exited(&ctx))
+}
+
+#[inline(always)]
+fn exited(ctx: &BtfTracePointContext) {
     let task: *const c_void = ctx.arg(0);
     // SAFETY: by the tracepoint's BTF `task` is a `task_struct`; the others are what its fields point to.
     let (leader, signal): (*const c_void, *const c_void) =
@@ -77,9 +91,9 @@ pub fn process_exit(ctx: BtfTracePointContext) -> i32 {
         last_thread(task, signal, start_ns)
     };
     if !last {
-        return 0;
+        return;
     }
-    let Some(bank) = maps::PROCESS_BANK.get_ptr_mut(0) else { return 0 };
+    let Some(bank) = maps::PROCESS_BANK.get_ptr_mut(0) else { return };
     // SAFETY: as above.
     let (status, oom_mm) = unsafe {
         // The status that the parent will see (wait_task_zombie, kernel/exit.c, 6.18).
@@ -104,9 +118,8 @@ pub fn process_exit(ctx: BtfTracePointContext) -> i32 {
             add(&raw mut (*row).oom_kills, 1);
         }
         let lifetime_ns = bpf_ktime_get_ns().saturating_sub(start_ns);
-        maps::observe(&raw mut (*bank).lifetime, lifetime_ns, 1);
+        maps::observe(&raw mut (*bank).lifetime, lifetime_ns, Weight::ONE);
     }
-    0
 }
 
 /// Whether `task` is the thread whose end is the process's end, where the tracepoint does not say so. Several threads

@@ -3,13 +3,16 @@
 use core::ffi::c_void;
 
 use aya_ebpf::{helpers::bpf_ktime_get_ns, macros::btf_tracepoint, programs::BtfTracePointContext};
-use siskin_ebpf::{Failure, FlowRow, Loss, PROTOCOL_TCP, Role, Socket, TcpBank};
+use siskin_ebpf::{Failure, FlowRow, Loss, PROTOCOL_TCP, Program, Role, Socket, TcpBank};
 
 use crate::{
     atomic::add,
     facts::{self, load},
     log::trace,
     maps::{self, TCP_BANK},
+    meter,
+    sampling::Weight,
+    socket::{cgroup, flow},
     tcp_socket::{self as socket, Reading},
 };
 
@@ -32,14 +35,20 @@ pub mod state {
 /// `inet_sock_set_state(sk, oldstate, newstate)`: in the process for `connect` and `close`, in softirq for the rest.
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub fn tcp_state(ctx: BtfTracePointContext) -> i32 {
+    meter::run(Program::TcpState, || state_changed(&ctx))
+}
+
+/// A socket goes from one state to another.
+#[inline(always)]
+fn state_changed(ctx: &BtfTracePointContext) {
     let sk: *const c_void = ctx.arg(0);
     let (old, new): (u32, u32) = (ctx.arg(1), ctx.arg(2));
     // SAFETY: `sk` is a `sock` by the tracepoint's BTF.
     if unsafe { load::<u16>(sk, &facts::SK_PROTOCOL) } != u16::from(PROTOCOL_TCP) {
-        return 0;
+        return;
     }
-    let Some(bank) = TCP_BANK.get_ptr_mut(0) else { return 0 };
-    trace!(&ctx, "tcp state {} to {}", old, new);
+    let Some(bank) = TCP_BANK.get_ptr_mut(0) else { return };
+    trace!(ctx, "tcp state {} to {}", old, new);
     match (old, new) {
         (_, state::SYN_SENT) => connecting(sk, bank),
         (_, state::CLOSE) => closed(sk, old, bank),
@@ -49,29 +58,27 @@ pub fn tcp_state(ctx: BtfTracePointContext) -> i32 {
         }
         _ => {}
     }
-    0
 }
 
 /// `tcp_send_reset(sk, skb[, reason])`.
 #[btf_tracepoint(function = "tcp_send_reset")]
 pub fn tcp_reset_sent(_ctx: BtfTracePointContext) -> i32 {
-    reset(0)
+    meter::run(Program::TcpResetSent, || reset(0))
 }
 
 /// `tcp_receive_reset(sk)`.
 #[btf_tracepoint(function = "tcp_receive_reset")]
 pub fn tcp_reset_recv(_ctx: BtfTracePointContext) -> i32 {
-    reset(1)
+    meter::run(Program::TcpResetReceived, || reset(1))
 }
 
 /// Counts a reset: 0 sent, 1 received.
 #[inline(always)]
-fn reset(direction: usize) -> i32 {
+fn reset(direction: usize) {
     if let Some(bank) = TCP_BANK.get_ptr_mut(0) {
         // SAFETY: a map value with two such words.
         unsafe { add((&raw mut (*bank).resets).cast::<u64>().add(direction), 1) };
     }
-    0
 }
 
 /// The first state of a connection opened from here.
@@ -91,7 +98,7 @@ fn established(sk: *const c_void, old: u32, bank: *mut TcpBank) {
         // SAFETY: socket storage and banks are map values; only this socket's own state changes write these words.
         Some(socket) => unsafe {
             if (*socket).since_ns != 0 {
-                maps::observe(&raw mut (*bank).connect, now.saturating_sub((*socket).since_ns), 1);
+                maps::observe(&raw mut (*bank).connect, now.saturating_sub((*socket).since_ns), Weight::ONE);
             }
             (*socket).since_ns = now;
             (*socket).established = 1;
@@ -100,7 +107,7 @@ fn established(sk: *const c_void, old: u32, bank: *mut TcpBank) {
         None => {
             let role = if old == state::SYN_SENT { Role::Client } else { Role::Server };
             begin(sk, role, now, 1, bank);
-            (socket::cgroup(sk), role)
+            (cgroup(sk), role)
         }
     };
     let row = socket::row_of(cgroup, bank);
@@ -117,7 +124,7 @@ fn established(sk: *const c_void, old: u32, bank: *mut TcpBank) {
 #[inline(always)]
 fn begin(sk: *const c_void, role: Role, since_ns: u64, established: u64, bank: *mut TcpBank) {
     let counted = FlowRow { sent_bytes: 0, received_bytes: 0, connections: 0, retransmits: 0 };
-    let mut value = Socket { flow: socket::flow(sk, role), since_ns, established, counted };
+    let mut value = Socket { flow: flow(sk, PROTOCOL_TCP, role), since_ns, established, counted };
     socket::follow(sk, &mut value, bank);
 }
 
@@ -132,7 +139,7 @@ fn closed(sk: *const c_void, old: u32, bank: *mut TcpBank) {
             state::CLOSE | state::LISTEN => {}
             state::SYN_SENT | state::SYN_RECV => {
                 if old == state::SYN_SENT || errno != 0 {
-                    fail(socket::row_of(socket::cgroup(sk), bank), errno);
+                    fail(socket::row_of(cgroup(sk), bank), errno);
                 }
             }
             // SAFETY: a map value.
@@ -150,7 +157,7 @@ fn closed(sk: *const c_void, old: u32, bank: *mut TcpBank) {
             if established != 0 {
                 socket::account(socket, &moved, Reading::Last, bank);
                 if moved.rtt_ns != 0 {
-                    maps::observe(&raw mut (*bank).rtt, moved.rtt_ns, 1);
+                    maps::observe(&raw mut (*bank).rtt, moved.rtt_ns, Weight::ONE);
                 }
             } else {
                 let counted = &raw mut (*socket).counted.retransmits;
@@ -171,7 +178,7 @@ fn closed(sk: *const c_void, old: u32, bank: *mut TcpBank) {
             };
             add(closed, 1);
             if since_ns != 0 {
-                maps::observe(lifetime, lifetime_ns, 1);
+                maps::observe(lifetime, lifetime_ns, Weight::ONE);
             }
         }
         if established == 0 || errno != 0 {

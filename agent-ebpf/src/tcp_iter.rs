@@ -7,12 +7,14 @@ use core::{
 };
 
 use aya_ebpf::{bindings::BPF_ANY, helpers::generated::bpf_sock_from_file};
-use siskin_ebpf::{FlowRow, Listener, Role, Socket};
+use siskin_ebpf::{FlowRow, Listener, Loss, PROTOCOL_TCP, Role, Socket};
 
 use crate::{
     atomic::add,
     facts::{self, load},
     maps::{self, TCP_BANK, TCP_LISTENERS},
+    sampling::Weight,
+    socket::flow,
     tcp::state,
     tcp_socket::{self as socket, Reading},
 };
@@ -53,7 +55,7 @@ pub extern "C" fn tcp_sweep(ctx: *const StorageElement) -> c_int {
         if let Some(moved) = socket::moved(sk) {
             socket::account(socket, &moved, Reading::Sweep, bank);
             if moved.rtt_ns != 0 {
-                maps::observe(&raw mut (*bank).rtt, moved.rtt_ns, 1);
+                maps::observe(&raw mut (*bank).rtt, moved.rtt_ns, Weight::ONE);
             }
         }
     }
@@ -98,12 +100,20 @@ pub extern "C" fn tcp_adopt(ctx: *const TaskFile) -> c_int {
         connections: established,
         retransmits: moved.retransmits,
     };
-    let mut value = Socket { flow: socket::flow(sk, role), since_ns: 0, established, counted };
-    if socket::follow(sk, &mut value, bank) && established != 0 {
+    let mut value = Socket { flow: flow(sk, PROTOCOL_TCP, role), since_ns: 0, established, counted };
+    if !socket::follow(sk, &mut value, bank) {
+        return 0;
+    }
+    // It may have closed just before it was followed; its end was then counted as one whose beginning was not seen. If its
+    // end found it followed, it was adopted and closed like any other.
+    if state_of(sk) == state::CLOSE && socket::forget(sk) {
+        return 0;
+    }
+    if established != 0 {
         let row = socket::row_of(value.flow.cgroup, bank);
         // SAFETY: map values.
         unsafe {
-            maps::lose(&raw mut (*bank).lost, siskin_ebpf::Loss::LateAttach);
+            maps::lose(&raw mut (*bank).lost, Loss::LateAttach);
             match role {
                 Role::Client => add(&raw mut (*row).adopted[0], 1),
                 Role::Server => add(&raw mut (*row).adopted[1], 1),
@@ -130,9 +140,7 @@ unsafe fn tcp_socket_of(ctx: *const TaskFile) -> Option<*const c_void> {
             return None;
         }
         let sk: *const c_void = load(socket, &facts::SOCKET_SK);
-        if ptr::eq(sk, ptr::null())
-            || load::<u16>(sk, &facts::SK_PROTOCOL) != u16::from(siskin_ebpf::PROTOCOL_TCP)
-        {
+        if ptr::eq(sk, ptr::null()) || load::<u16>(sk, &facts::SK_PROTOCOL) != u16::from(PROTOCOL_TCP) {
             return None;
         }
         Some(sk)

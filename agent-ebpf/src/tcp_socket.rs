@@ -8,21 +8,15 @@ use core::{ffi::c_void, ptr};
 
 use aya_ebpf::{
     bindings::BPF_SK_STORAGE_GET_F_CREATE,
-    helpers::{
-        bpf_probe_read_kernel_buf,
-        generated::{bpf_sk_storage_delete, bpf_sk_storage_get, bpf_skc_to_tcp_sock},
-    },
+    helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get, bpf_skc_to_tcp_sock},
 };
-use siskin_ebpf::{FlowKey, FlowRow, Loss, PROTOCOL_TCP, Role, Socket, Table, TcpBank, TcpRow};
+use siskin_ebpf::{FlowRow, Loss, Socket, Table, TcpBank, TcpRow};
 
 use crate::{
     atomic::{add, get, replace, swap},
-    facts::{self, at, load},
+    facts::{self, load},
     maps::{self, CONTROL, TCP_SOCKETS},
 };
-
-/// `AF_INET6`.
-const AF_INET6: u16 = 10;
 
 /// What a socket moved so far, from the kernel's own counters.
 #[derive(Clone, Copy)]
@@ -70,52 +64,16 @@ pub fn follow(sk: *const c_void, socket: &mut Socket, bank: *mut TcpBank) -> boo
     false
 }
 
-/// Stops following a socket.
+/// Stops following a socket; says whether it was followed.
 #[inline(always)]
-pub fn forget(sk: *const c_void) {
+pub fn forget(sk: *const c_void) -> bool {
     // SAFETY: `sk` is a socket by BTF; the control element is a map value.
     unsafe {
-        if bpf_sk_storage_delete(storage_map(), sk.cast_mut()) == 0
-            && let Some(control) = CONTROL.get_ptr_mut(0)
-        {
+        let followed = bpf_sk_storage_delete(storage_map(), sk.cast_mut()) == 0;
+        if followed && let Some(control) = CONTROL.get_ptr_mut(0) {
             add(&raw mut (*control).sockets, u64::MAX);
         }
-    }
-}
-
-/// The id of the cgroup that owns the socket, whoever runs now.
-#[inline(always)]
-pub fn cgroup(sk: *const c_void) -> u64 {
-    // SAFETY: `sk` is a `sock` by BTF, and each next pointer is what the field before points to.
-    unsafe {
-        let cgroup: *const c_void = load(sk, &facts::SK_CGROUP);
-        let node: *const c_void = load(cgroup, &facts::CGROUP_KN);
-        load(node, &facts::KN_ID)
-    }
-}
-
-/// The flow that a socket belongs to.
-#[inline(always)]
-pub fn flow(sk: *const c_void, role: Role) -> FlowKey {
-    let mut peer = [0; 16];
-    // SAFETY: `sk` is a `sock` by BTF; the 16 bytes of the address are copied by a helper, because the verifier follows no
-    // loads into the union that `in6_addr` is.
-    unsafe {
-        if load::<u16>(sk, &facts::SK_FAMILY) == AF_INET6 {
-            // A failed copy leaves the address zero: the flow is then one with an unknown peer.
-            let _ = bpf_probe_read_kernel_buf(at(sk, &facts::SK_V6_DADDR), &mut peer);
-        } else {
-            let address: u32 = load(sk, &facts::SK_DADDR);
-            peer[10] = 0xff;
-            peer[11] = 0xff;
-            // Network byte order in memory already.
-            peer[12..16].copy_from_slice(&address.to_ne_bytes());
-        }
-        let port = match role {
-            Role::Client => u16::from_be(load(sk, &facts::SK_DPORT)),
-            Role::Server => load(sk, &facts::SK_NUM),
-        };
-        FlowKey { cgroup: cgroup(sk), peer, port, protocol: PROTOCOL_TCP, role: role as u8, padding: 0 }
+        followed
     }
 }
 

@@ -29,7 +29,19 @@ const STRUCTS: &[(&str, &[&str])] = &[
     ("cgroup", &["kn", "root"]),
     ("cgroup_root", &["hierarchy_id"]),
     ("kernfs_node", &["id"]),
-    ("sock", &["__sk_common", "sk_protocol", "sk_err", "sk_flags", "sk_shutdown", "sk_cgrp_data", "sk_type"]),
+    (
+        "sock",
+        &[
+            "__sk_common",
+            "sk_protocol",
+            "sk_err",
+            "sk_flags",
+            "sk_shutdown",
+            "sk_userlocks",
+            "sk_cgrp_data",
+            "sk_type",
+        ],
+    ),
     (
         "sock_common",
         &[

@@ -3,7 +3,7 @@
 use std::{io, os::fd::AsFd as _, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, anyhow};
-use siskin_ebpf::map;
+use siskin_ebpf::{Probe, Rate, Slots, map};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -11,16 +11,23 @@ use tokio::{
 };
 
 use crate::{
+    budget::meter::Meter,
     cli::Run,
     collect::{Collector, State},
+    flows::FlowTable,
     http::{self, Site},
     kernel::{
-        loader::{Kernel, Request, State as HookState},
-        privileges, sys,
+        loader::{Kernel, Request, State as HookState, possible_cpus},
+        privileges,
+        rows::Bank,
+        sys,
     },
     probes,
     workload::Workloads,
 };
+
+/// Probes whose events are sampled.
+const HOT: [Probe; 2] = [Probe::Disk, Probe::Udp];
 
 /// How often tables are looked at between scrapes.
 const TICK: Duration = Duration::from_secs(1);
@@ -131,8 +138,14 @@ fn start(flags: &Run) -> anyhow::Result<State> {
     tracing::debug!("capabilities kept: {kept:?}");
     let workloads =
         Workloads::new(flags.paths.cgroup.clone(), flags.paths.procfs.clone(), limits.workloads as usize);
+    let flows = FlowTable::new(limits.flows as usize);
+    let slots = Bank::new(kernel.map(map::SLOTS)?, size_of::<Slots>(), possible_cpus()?);
+    let rate = Rate { period_log2: flags.sampling_period.ilog2().into(), ..Rate::default() };
+    for probe in HOT {
+        kernel.control.set_rate(probe, &rate);
+    }
     let plans = plans.into_iter().map(|(_, plan)| plan).collect();
-    Ok(State::new(kernel, readers, workloads, plans, flags.memory, enabled))
+    Ok(State::new(kernel, readers, workloads, flows, Meter::new(slots), plans, flags.memory, enabled))
 }
 
 /// Reading the kernel's types took tens of megabytes in many small pieces; the allocator would keep them.

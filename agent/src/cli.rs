@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use bytesize::ByteSize;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use siskin_ebpf::Probe;
+use siskin_ebpf::{MAX_PERIOD_LOG2, Probe};
 
 use crate::probes::Limits;
 
@@ -77,6 +77,10 @@ pub struct Run {
     #[arg(long = "debug.program-stats")]
     pub program_stats: bool,
 
+    /// Take one hot event in this many, a power of two, instead of what a budget would say
+    #[arg(long = "debug.sampling-period", value_name = "EVENTS", default_value_t = 1, value_parser = period)]
+    pub sampling_period: u32,
+
     /// Least severe messages to log
     #[arg(long = "log.level", value_name = "LEVEL", default_value = "info")]
     pub log_level: LogLevel,
@@ -107,6 +111,12 @@ pub struct Collectors {
     /// Do not run the disk probe
     #[arg(long = "no-collector.disk", action = ArgAction::SetTrue, overrides_with = "disk")]
     no_disk: bool,
+    /// Run the UDP probe (default)
+    #[arg(long = "collector.udp", action = ArgAction::SetTrue, overrides_with = "no_udp")]
+    udp: bool,
+    /// Do not run the UDP probe
+    #[arg(long = "no-collector.udp", action = ArgAction::SetTrue, overrides_with = "udp")]
+    no_udp: bool,
 }
 
 impl Collectors {
@@ -116,6 +126,7 @@ impl Collectors {
             Probe::Process => self.no_process,
             Probe::Tcp => self.no_tcp,
             Probe::Disk => self.no_disk,
+            Probe::Udp => self.no_udp,
         };
         Probe::ALL.into_iter().filter(|probe| !off(*probe)).collect()
     }
@@ -225,6 +236,15 @@ const RESERVED: [&str; 3] = ["/", "/healthz", "/readyz"];
 
 fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|error| format!("{error}; give it as 500ms, 1s or 1m"))
+}
+
+fn period(text: &str) -> Result<u32, String> {
+    let period: u32 = text.parse().map_err(|_| "give a power of two, such as 64".to_owned())?;
+    if period.is_power_of_two() && period.ilog2() as u64 <= MAX_PERIOD_LOG2 {
+        Ok(period)
+    } else {
+        Err(format!("give a power of two from 1 to {}", 1 << MAX_PERIOD_LOG2))
+    }
 }
 
 fn bytes(text: &str) -> Result<u64, String> {

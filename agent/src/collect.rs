@@ -10,9 +10,10 @@ use prometheus::{core::Collector as _, process_collector::ProcessCollector, prot
 use siskin_ebpf::Probe;
 
 use crate::{
-    estimate,
+    budget::meter::Meter,
+    flows::{FlowTable, Protocol},
     kernel::{loader::Kernel, memory::Plan},
-    metrics::{self, Exposition, NANOS, Truth},
+    metrics::{self, Exposition, NANOS},
     probes::Reader,
     workload::Workloads,
 };
@@ -47,6 +48,10 @@ pub struct State {
     pub readers: Vec<Box<dyn Reader>>,
     /// Who does it.
     pub workloads: Workloads,
+    /// With whom.
+    pub flows: FlowTable,
+    /// What the programs cost.
+    pub meter: Meter,
     /// The maps and their sizes.
     pub plans: Vec<Plan>,
     /// `--budget.memory`.
@@ -65,6 +70,8 @@ impl State {
         kernel: Kernel,
         readers: Vec<Box<dyn Reader>>,
         workloads: Workloads,
+        flows: FlowTable,
+        meter: Meter,
         plans: Vec<Plan>,
         memory_limit_bytes: u64,
         enabled: Vec<Probe>,
@@ -73,6 +80,8 @@ impl State {
             kernel,
             readers,
             workloads,
+            flows,
+            meter,
             plans,
             memory_limit_bytes,
             enabled,
@@ -123,13 +132,17 @@ impl State {
     fn read(&mut self, wanted: impl Fn(bool) -> bool) {
         let mut all = true;
         self.workloads.begin();
+        if let Err(error) = self.meter.read() {
+            all = false;
+            tracing::warn!("cannot read what the programs cost: {error}");
+        }
         for reader in &mut self.readers {
             if !wanted(reader.fills_up(&self.kernel.control)) {
                 all = false;
                 continue;
             }
             let begin = Instant::now();
-            let result = reader.read(&self.kernel.control, &mut self.workloads);
+            let result = reader.read(&self.kernel.control, &mut self.workloads, &mut self.flows);
             let reading = Reading { seconds: begin.elapsed().as_secs_f64(), success: result.is_ok() };
             let name = reader.probe().name();
             if let Err(error) = result {
@@ -149,6 +162,14 @@ impl State {
         for reader in &self.readers {
             reader.describe(&self.workloads, &mut out);
         }
+        let runs = |probe| self.readers.iter().any(|reader| reader.probe() == probe);
+        let protocols: Vec<_> = [(Probe::Tcp, Protocol::Tcp), (Probe::Udp, Protocol::Udp)]
+            .into_iter()
+            .filter_map(|(probe, protocol)| runs(probe).then_some(protocol))
+            .collect();
+        if !protocols.is_empty() {
+            self.flows.describe(&protocols, &self.workloads, &mut out);
+        }
         self.describe_build(&mut out);
         self.describe_probes(&mut out);
         self.describe_programs(&mut out);
@@ -164,8 +185,6 @@ impl State {
         let uname = rustix::system::uname();
         let kernel = [&*uname.release().to_string_lossy(), &*uname.machine().to_string_lossy()];
         out.gauge(&metrics::KERNEL_INFO, &kernel, 1.0);
-        let usage = cpu_seconds();
-        out.counter(&metrics::CPU_SECONDS, &["user"], usage);
     }
 
     fn describe_probes(&self, out: &mut Exposition) {
@@ -191,31 +210,26 @@ impl State {
         for (outcome, count) in [("pod", lookups.pod), ("unit", lookups.unit), ("unknown", lookups.unknown)] {
             out.counter(&metrics::WORKLOAD_LOOKUPS, &[outcome], count as f64);
         }
-        if self.readers.iter().any(|reader| reader.probe() == Probe::Disk) {
-            out.gauge(&metrics::SAMPLING_RATIO, &[Probe::Disk.name()], 1.0);
-            for metric in metrics::ALL.iter().filter(|metric| metric.truth == Truth::Sampled) {
-                // Every event is taken, so no weight but 1 enters a variance.
-                out.gauge(&metrics::STANDARD_ERROR, &[metric.name], estimate::standard_error(0.0));
-            }
+        for reader in &self.readers {
+            let period_log2 = self.kernel.control.rate(reader.probe()).period_log2;
+            let ratio = (-(period_log2 as f64)).exp2();
+            out.gauge(&metrics::SAMPLING_RATIO, &[reader.probe().name()], ratio);
         }
     }
 
     fn describe_programs(&self, out: &mut Exposition) {
         let mut missed: HashMap<&str, u64> = HashMap::new();
-        let mut kernel_ns = 0;
         for program in &self.kernel.programs {
             let Ok(counted) = program.counted() else { continue };
-            out.counter(&metrics::PROGRAM_RUN_SECONDS, &[program.name], counted.run_time_ns as f64 / NANOS);
-            out.counter(&metrics::PROGRAM_RUNS, &[program.name], counted.runs as f64);
+            let seconds = counted.run_time_ns as f64 / NANOS;
+            out.counter(&metrics::KERNEL_STATISTICS_RUN_SECONDS, &[program.name], seconds);
+            out.counter(&metrics::KERNEL_STATISTICS_RUNS, &[program.name], counted.runs as f64);
             *missed.entry(program.probe.name()).or_default() += counted.recursion_misses;
-            kernel_ns += counted.run_time_ns;
         }
         for (probe, misses) in missed {
             out.counter(&metrics::LOST, &[probe, "recursion"], misses as f64);
         }
-        if kernel_ns > 0 {
-            out.counter(&metrics::CPU_SECONDS, &["kernel"], kernel_ns as f64 / NANOS);
-        }
+        self.meter.describe(out);
     }
 
     fn describe_maps(&self, out: &mut Exposition) {
@@ -243,14 +257,4 @@ impl State {
             .map(|(probe, _)| format!("{probe}: the last reading failed"));
         hooks.chain(readings).collect()
     }
-}
-
-/// CPU seconds that this process took, in user mode and in system calls.
-fn cpu_seconds() -> f64 {
-    // SAFETY: a struct of integers.
-    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-    // SAFETY: the kernel fills the struct.
-    unsafe { libc::getrusage(libc::RUSAGE_SELF, &raw mut usage) };
-    let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
-    seconds(usage.ru_utime) + seconds(usage.ru_stime)
 }

@@ -40,6 +40,7 @@ fn metrics_page() -> String {
         let truth = match metric.truth {
             Truth::Exact => "exact",
             Truth::Sampled => "sampled",
+            Truth::Mixed => "TCP exact, UDP sampled",
             Truth::Agent => "agent",
         };
         let labels: Vec<_> = metric.labels.iter().map(|label| format!("`{label}`")).collect();

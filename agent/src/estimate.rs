@@ -1,25 +1,26 @@
-//! From weights to totals and their standard errors. Pure.
+//! From variances to standard errors. Pure.
 
-/// The standard error of a total whose variance is estimated by `variance`.
+/// The standard error of a total, from the sum of N(N-1) v² over the taken events: the estimate of its variance.
 ///
-/// A taken event of weight N adds N to the count and N(N-1) to the variance: at ratio 1 every weight is 1, the variance
-/// stays 0, and the total is exact.
-pub fn standard_error(variance: f64) -> f64 {
-    variance.max(0.0).sqrt()
+/// At ratio 1 every weight N is 1, so the sum stays 0 and the total is exact.
+pub fn standard_error(variance: u64) -> f64 {
+    (variance as f64).sqrt()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use siskin_ebpf::variance;
 
     #[test]
-    fn weight_one_is_exact() {
-        let weights = [1.0, 1.0, 1.0];
-        assert_eq!(standard_error(weights.iter().map(|n| n * (n - 1.0)).sum()), 0.0);
+    fn weight_one_is_exact_and_weight_n_is_not() {
+        assert_eq!(standard_error(variance(0, 1000)), 0.0);
+        // One event taken at 1 in 4 stands for four, give or take the square root of 4 times 3.
+        assert_eq!(standard_error(variance(2, 1)), 12f64.sqrt());
     }
 
     #[test]
-    fn rounding_below_zero_is_no_error() {
-        assert_eq!(standard_error(-1e-9), 0.0);
+    fn a_variance_is_bounded() {
+        assert!(variance(20, u64::MAX) <= 1 << 62);
     }
 }

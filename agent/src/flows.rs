@@ -3,25 +3,69 @@
 
 use std::{
     collections::HashMap,
+    fmt,
     net::{IpAddr, Ipv6Addr},
 };
 
-use siskin_ebpf::{FlowKey, FlowRow, Role};
+use siskin_ebpf::{FlowKey, FlowRow, PROTOCOL_UDP, Role, UdpRow};
 
 use crate::{
     metrics::{self, Exposition},
     workload::{Id, Workloads},
 };
 
+/// A transport protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(usize)]
+pub enum Protocol {
+    /// Counted exactly, at the socket.
+    Tcp,
+    /// Sampled.
+    Udp,
+}
+
+impl Protocol {
+    /// Both, in the order of their numbers.
+    pub const ALL: [Self; 2] = [Self::Tcp, Self::Udp];
+
+    /// The value of the label `protocol`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+}
+
+/// The remote end of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Peer {
+    /// Its address.
+    Address(IpAddr),
+    /// A socket that is not connected does not say whom it talks to.
+    Unknown,
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(formatter),
+            Self::Unknown => formatter.write_str("unknown"),
+        }
+    }
+}
+
 /// What tells one flow's series from another's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FlowId {
     /// The workload that owns the socket.
     pub workload: Id,
+    /// The transport protocol.
+    pub protocol: Protocol,
     /// Which end it is.
     pub role: Role,
-    /// The remote address.
-    pub peer: IpAddr,
+    /// The remote end.
+    pub peer: Peer,
     /// The service port.
     pub port: u16,
 }
@@ -30,7 +74,10 @@ impl FlowId {
     /// The flow of a kernel row whose cgroup belongs to `workload`.
     pub fn of(key: &FlowKey, workload: Id) -> Self {
         let role = if key.role == Role::Client as u8 { Role::Client } else { Role::Server };
-        Self { workload, role, peer: Ipv6Addr::from(key.peer).to_canonical(), port: key.port }
+        let protocol = if key.protocol == PROTOCOL_UDP { Protocol::Udp } else { Protocol::Tcp };
+        let address = Ipv6Addr::from(key.peer).to_canonical();
+        let peer = if address.is_unspecified() { Peer::Unknown } else { Peer::Address(address) };
+        Self { workload, protocol, role, peer, port: key.port }
     }
 }
 
@@ -56,6 +103,35 @@ impl Bytes {
     }
 }
 
+/// What was added to a flow since it was last read.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Delta {
+    /// Payload bytes sent; a TCP connection's end may take one back, as a number below zero in two's complement.
+    pub sent_bytes: u64,
+    /// Payload bytes received; as above.
+    pub received_bytes: u64,
+    /// TCP connections.
+    pub connections: u64,
+    /// TCP segments.
+    pub retransmits: u64,
+    /// UDP datagrams, sent and received.
+    pub datagrams: [u64; 2],
+}
+
+impl From<&FlowRow> for Delta {
+    fn from(row: &FlowRow) -> Self {
+        let FlowRow { sent_bytes, received_bytes, connections, retransmits } = *row;
+        Self { sent_bytes, received_bytes, connections, retransmits, datagrams: [0; 2] }
+    }
+}
+
+impl From<&UdpRow> for Delta {
+    fn from(row: &UdpRow) -> Self {
+        let UdpRow { bytes: [sent_bytes, received_bytes], datagrams } = *row;
+        Self { sent_bytes, received_bytes, connections: 0, retransmits: 0, datagrams }
+    }
+}
+
 /// What a flow moved.
 #[derive(Clone, Copy, Debug, Default)]
 struct Row {
@@ -63,21 +139,35 @@ struct Row {
     received: Bytes,
     connections: u64,
     retransmits: u64,
+    datagrams: [u64; 2],
 }
 
 impl Row {
-    fn add(&mut self, delta: &FlowRow) {
+    fn add(&mut self, delta: &Delta) {
         self.sent.add(delta.sent_bytes);
         self.received.add(delta.received_bytes);
         self.connections += delta.connections;
         self.retransmits += delta.retransmits;
+        self.datagrams[0] += delta.datagrams[0];
+        self.datagrams[1] += delta.datagrams[1];
     }
 
-    fn describe(&self, labels: &[&str], out: &mut Exposition) {
+    fn describe(&self, protocol: Protocol, labels: &[&str; 7], out: &mut Exposition) {
         out.counter(&metrics::FLOW_SENT, labels, self.sent.total as f64);
         out.counter(&metrics::FLOW_RECEIVED, labels, self.received.total as f64);
-        out.counter(&metrics::FLOW_CONNECTIONS, labels, self.connections as f64);
-        out.counter(&metrics::FLOW_RETRANSMITS, labels, self.retransmits as f64);
+        match protocol {
+            Protocol::Tcp => {
+                out.counter(&metrics::FLOW_CONNECTIONS, labels, self.connections as f64);
+                out.counter(&metrics::FLOW_RETRANSMITS, labels, self.retransmits as f64);
+            }
+            Protocol::Udp => {
+                let [a, b, c, d, e, f, g] = *labels;
+                for (direction, datagrams) in ["sent", "received"].into_iter().zip(self.datagrams) {
+                    let labels = [a, b, c, d, e, f, g, direction];
+                    out.counter(&metrics::FLOW_DATAGRAMS, &labels, datagrams as f64);
+                }
+            }
+        }
     }
 }
 
@@ -86,43 +176,48 @@ impl Row {
 pub struct FlowTable {
     max_rows: usize,
     rows: HashMap<FlowId, Row>,
-    other: [Row; 2],
+    other: [[Row; 2]; 2],
 }
 
 impl FlowTable {
     /// An empty table that will hold at most `max_rows` flows.
     pub fn new(max_rows: usize) -> Self {
-        Self { max_rows, rows: HashMap::new(), other: [Row::default(); 2] }
+        Self { max_rows, rows: HashMap::new(), other: Default::default() }
     }
 
     /// Adds to a flow, or to the other row when there is no room for it.
-    pub fn add(&mut self, flow: FlowId, delta: &FlowRow) {
+    pub fn add(&mut self, flow: FlowId, delta: impl Into<Delta>) {
         if let Some(row) = self.rows.get_mut(&flow) {
-            row.add(delta);
+            row.add(&delta.into());
         } else if self.rows.len() < self.max_rows {
-            self.rows.entry(flow).or_default().add(delta);
+            self.rows.entry(flow).or_default().add(&delta.into());
         } else {
-            self.other[flow.role as usize].add(delta);
+            self.add_other(flow.protocol, flow.role, delta);
         }
     }
 
     /// Adds what did not fit the kernel's table.
-    pub fn add_other(&mut self, role: Role, delta: &FlowRow) {
-        self.other[role as usize].add(delta);
+    pub fn add_other(&mut self, protocol: Protocol, role: Role, delta: impl Into<Delta>) {
+        self.other[protocol as usize][role as usize].add(&delta.into());
     }
 
-    /// Describes all rows as metrics.
-    pub fn describe(&self, workloads: &Workloads, out: &mut Exposition) {
+    /// Describes all rows of the running protocols as metrics.
+    pub fn describe(&self, protocols: &[Protocol], workloads: &Workloads, out: &mut Exposition) {
         for (flow, row) in &self.rows {
             let w = workloads.labels(flow.workload);
             let (peer, port) = (flow.peer.to_string(), flow.port.to_string());
-            row.describe(&[&w.namespace, &w.pod, &w.container, "tcp", flow.role.name(), &peer, &port], out);
+            let (protocol, role) = (flow.protocol.name(), flow.role.name());
+            let labels = [&w.namespace, &w.pod, &w.container, protocol, role, &peer, &port];
+            row.describe(flow.protocol, &labels, out);
         }
-        for role in Role::ALL {
-            let labels = ["", "", "", "tcp", role.name(), "other", "0"];
-            self.other[role as usize].describe(&labels, out);
+        for protocol in protocols {
+            for role in Role::ALL {
+                let labels = ["", "", "", protocol.name(), role.name(), "other", "0"];
+                self.other[*protocol as usize][role as usize].describe(*protocol, &labels, out);
+            }
         }
-        out.gauge(&metrics::FLOW_SERIES, &[], (self.rows.len() + Role::ALL.len()) as f64);
+        let others = protocols.len() * Role::ALL.len();
+        out.gauge(&metrics::FLOW_SERIES, &[], (self.rows.len() + others) as f64);
         out.gauge(&metrics::FLOW_SERIES_LIMIT, &[], self.max_rows as f64);
     }
 }
@@ -133,7 +228,13 @@ mod tests {
     use proptest::prelude::*;
 
     fn flow(port: u16) -> FlowId {
-        FlowId { workload: Id::UNKNOWN, role: Role::Client, peer: Ipv6Addr::LOCALHOST.into(), port }
+        FlowId {
+            workload: Id::UNKNOWN,
+            protocol: Protocol::Tcp,
+            role: Role::Client,
+            peer: Peer::Unknown,
+            port,
+        }
     }
 
     #[test]
@@ -142,6 +243,18 @@ mod tests {
         peer[10..].copy_from_slice(&[0xff, 0xff, 192, 0, 2, 7]);
         let key = FlowKey { cgroup: 1, peer, port: 80, protocol: 6, role: 1, padding: 0 };
         assert_eq!(FlowId::of(&key, Id::UNKNOWN).peer.to_string(), "192.0.2.7");
+    }
+
+    #[test]
+    fn no_address_is_an_unknown_peer_in_both_families() {
+        let mut v4 = [0; 16];
+        v4[10..12].copy_from_slice(&[0xff, 0xff]);
+        let ids = [[0; 16], v4].map(|peer| {
+            let key = FlowKey { cgroup: 1, peer, port: 53, protocol: PROTOCOL_UDP, role: 1, padding: 0 };
+            FlowId::of(&key, Id::UNKNOWN)
+        });
+        assert_eq!(ids[0], ids[1]);
+        assert_eq!(ids[0].peer.to_string(), "unknown");
     }
 
     #[test]
@@ -165,7 +278,7 @@ mod tests {
                 table.add(flow(port), &FlowRow { sent_bytes, ..FlowRow::default() });
                 sent += sent_bytes;
             }
-            let rows = table.rows.values().chain(&table.other);
+            let rows = table.rows.values().chain(table.other.iter().flatten());
             prop_assert_eq!(rows.map(|row| row.sent.total).sum::<u64>(), sent);
             prop_assert!(table.rows.len() <= max_rows);
         }

@@ -26,6 +26,8 @@ pub enum Truth {
     Exact,
     /// A sampled estimate with a standard error; exact at ratio 1.
     Sampled,
+    /// Exact for TCP, a sampled estimate for UDP.
+    Mixed,
     /// About the agent itself.
     Agent,
 }
@@ -53,6 +55,10 @@ impl Metric {
             Truth::Sampled => {
                 format!("{} Sampled estimate; its error is in siskin_estimate_standard_error.", self.text)
             }
+            Truth::Mixed => format!(
+                "{} Exact for TCP; for UDP a sampled estimate, its error is in siskin_estimate_standard_error.",
+                self.text
+            ),
             Truth::Agent => self.text.to_owned(),
         }
     }
@@ -106,10 +112,10 @@ metrics! {
     TCP_LIFETIME = Histogram Exact "siskin_tcp_connection_lifetime_seconds" ["role"]
         "Time from established to closed, of connections whose beginning the agent saw.";
 
-    FLOW_SENT = Counter Exact "siskin_flow_sent_bytes_total"
+    FLOW_SENT = Counter Mixed "siskin_flow_sent_bytes_total"
         ["namespace", "pod", "container", "protocol", "role", "peer", "port"]
         "Payload bytes sent, without retransmits.";
-    FLOW_RECEIVED = Counter Exact "siskin_flow_received_bytes_total"
+    FLOW_RECEIVED = Counter Mixed "siskin_flow_received_bytes_total"
         ["namespace", "pod", "container", "protocol", "role", "peer", "port"]
         "Payload bytes received.";
     FLOW_CONNECTIONS = Counter Exact "siskin_flow_connections_total"
@@ -118,6 +124,10 @@ metrics! {
     FLOW_RETRANSMITS = Counter Exact "siskin_flow_retransmits_total"
         ["namespace", "pod", "container", "protocol", "role", "peer", "port"]
         "TCP segments retransmitted on established connections.";
+
+    FLOW_DATAGRAMS = Counter Sampled "siskin_flow_datagrams_total"
+        ["namespace", "pod", "container", "protocol", "role", "peer", "port", "direction"]
+        "UDP datagrams: calls that sent or received one.";
 
     DISK_IO = Histogram Sampled "siskin_disk_io_seconds" ["device", "op"]
         "Time from queueing a block request to its completion.";
@@ -138,14 +148,18 @@ metrics! {
     PROBE_HOOK_INFO = Gauge Agent "siskin_probe_hook_info" ["probe", "hook", "state", "reason"]
         "What became of each hook, and why.";
     CPU_SECONDS = Counter Agent "siskin_cpu_seconds_total" ["side"]
-        "CPU time that Siskin took: user is its process, kernel its programs (only while the kernel's program statistics are on).";
+        "CPU time that Siskin took: user is its process, kernel its programs, measured by themselves.";
     PROGRAM_RUN_SECONDS = Counter Agent "siskin_program_run_seconds_total" ["program"]
-        "Time each program ran, while the kernel's program statistics are on (--debug.program-stats or kernel.bpf_stats_enabled).";
+        "Time each program ran, with its dispatch, measured by itself.";
     PROGRAM_RUNS = Counter Agent "siskin_program_runs_total" ["program"]
-        "Runs of each program, while the kernel's program statistics are on.";
+        "Runs of each program.";
     BUDGET_MEMORY = Gauge Agent "siskin_budget_memory_bytes" [] "The most kernel memory that maps may take.";
     MAPS_MEMORY = Gauge Agent "siskin_maps_memory_bytes" []
         "The most kernel memory that the maps can take, computed before they were made.";
+    KERNEL_STATISTICS_RUN_SECONDS = Counter Agent "siskin_kernel_statistics_run_seconds_total" ["program"]
+        "Time each program ran by the kernel's own statistics, while they are on (--debug.program-stats or kernel.bpf_stats_enabled).";
+    KERNEL_STATISTICS_RUNS = Counter Agent "siskin_kernel_statistics_runs_total" ["program"]
+        "Runs of each program by the kernel's own statistics, while they are on.";
     SAMPLING_RATIO = Gauge Agent "siskin_sampling_ratio" ["probe"] "Share of a probe's hot events that is taken.";
     STANDARD_ERROR = Gauge Agent "siskin_estimate_standard_error" ["metric"]
         "Standard error of a sampled metric's total over all labels, in its unit.";

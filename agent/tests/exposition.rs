@@ -5,13 +5,14 @@
 use std::{fs, path::Path};
 
 use siskin::{
-    flows::FlowId,
+    flows::{FlowId, FlowTable, Peer, Protocol},
     metrics::{self, Exposition},
     probes::{disk::DiskTotals, process::ProcessTotals, tcp::TcpTotals},
     workload::{Id, Labels, Workloads},
 };
 use siskin_ebpf::{
-    DiskOp, DiskRow, DiskWorkloadRow, FlowRow, Latency, Lifetime, Loss, ProcessRow, Role, TcpRow, Words as _,
+    DiskOp, DiskRow, DiskWorkloadRow, FlowRow, Latency, Lifetime, Loss, ProcessRow, Role, TcpRow, UdpRow,
+    Words as _,
 };
 
 fn workloads() -> (Workloads, Id, Id) {
@@ -43,23 +44,23 @@ fn process(unit: Id, pod: Id) -> ProcessTotals {
     totals
 }
 
-fn tcp(unit: Id, pod: Id) -> TcpTotals {
-    let mut totals = TcpTotals::new(2);
+fn tcp(unit: Id, pod: Id) -> (TcpTotals, FlowTable) {
+    let (mut totals, mut flows) = (TcpTotals::default(), FlowTable::new(2));
     totals.workloads.add(
         unit,
         &TcpRow { opened: [5, 30], adopted: [1, 0], closed: [4, 28], failed: [2, 1, 3, 0], retransmits: 17 },
     );
-    let flow = |workload, role, peer: &str, port| FlowId {
-        workload,
-        role,
-        peer: peer.parse().expect("an address"),
-        port,
+    let flow = |workload, role, peer: &str, port| {
+        let peer = Peer::Address(peer.parse().expect("an address"));
+        FlowId { workload, protocol: Protocol::Tcp, role, peer, port }
     };
     let row =
         |sent_bytes, received_bytes| FlowRow { sent_bytes, received_bytes, connections: 2, retransmits: 1 };
-    totals.flows.add(flow(unit, Role::Server, "192.0.2.7", 443), &row(1000, 200));
-    totals.flows.add(flow(pod, Role::Client, "2001:db8::5", 5432), &row(70, 90_000));
-    totals.flows.add(flow(pod, Role::Client, "192.0.2.9", 80), &row(1, 2));
+    flows.add(flow(unit, Role::Server, "192.0.2.7", 443), &row(1000, 200));
+    flows.add(flow(pod, Role::Client, "2001:db8::5", 5432), &row(70, 90_000));
+    flows.add(flow(pod, Role::Client, "192.0.2.9", 80), &row(1, 2));
+    let datagrams = UdpRow { bytes: [640, 0], datagrams: [10, 0] };
+    flows.add_other(Protocol::Udp, Role::Client, &datagrams);
     let mut bank = totals.bank;
     bank.flow_other[Role::Server as usize].sent_bytes = 55;
     bank.resets = [3, 8];
@@ -68,8 +69,8 @@ fn tcp(unit: Id, pod: Id) -> TcpTotals {
     bank.lifetime[1].buckets[Lifetime::index(2_000_000_000)] = 28;
     bank.lifetime[1].sum = 56_000_000_000;
     bank.lost[Loss::LateAttach as usize] = 1;
-    totals.set_bank(bank);
-    totals
+    totals.set_bank(bank, &mut flows);
+    (totals, flows)
 }
 
 fn disk(unit: Id) -> DiskTotals {
@@ -83,6 +84,7 @@ fn disk(unit: Id) -> DiskTotals {
     totals.add_device("nvme0n1".into(), DiskOp::Write, &row);
     totals.add_device("nvme0n1".into(), DiskOp::Write, &row);
     totals.bank.other[DiskOp::Read as usize].bytes = 512;
+    totals.bank.variance.bytes = 16;
     totals.workloads[DiskOp::Write as usize].add(unit, &DiskWorkloadRow { ios: 6, bytes: 24_576 });
     totals
 }
@@ -92,7 +94,9 @@ fn the_text_is_as_agreed() {
     let (workloads, unit, pod) = workloads();
     let mut out = Exposition::default();
     process(unit, pod).describe(&workloads, &mut out);
-    tcp(unit, pod).describe(&workloads, &mut out);
+    let (totals, flows) = tcp(unit, pod);
+    totals.describe(&workloads, &mut out);
+    flows.describe(&[Protocol::Tcp, Protocol::Udp], &workloads, &mut out);
     disk(unit).describe(&workloads, &mut out);
     let text = metrics::text(&out.into_families()).unwrap();
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/exposition.txt");

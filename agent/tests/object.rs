@@ -3,10 +3,15 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 use siskin::{
-    kernel::{btf::Btf, facts, loader::OBJECT, memory::Kind},
+    kernel::{
+        btf::Btf,
+        facts,
+        loader::{COMMON_MAPS, OBJECT},
+        memory::Kind,
+    },
     probes::{self, Limits},
 };
-use siskin_ebpf::{Probe, map};
+use siskin_ebpf::Probe;
 
 const LIMITS: Limits = Limits { workloads: 10, flows: 10, devices: 10, sockets: 10, comms: 10 };
 
@@ -24,19 +29,19 @@ fn every_program_of_the_object_has_a_hook_and_every_hook_a_program() {
 #[test]
 fn every_map_of_the_object_is_planned_with_its_true_sizes() {
     let object = object();
-    let plans = probes::plans(&LIMITS);
-    let planned: BTreeSet<_> = plans.iter().map(|(_, plan)| plan.name.to_owned()).collect();
-    // The read-only globals are a map that nobody sizes; `control` belongs to no probe.
-    let built: BTreeSet<_> =
-        object.maps.keys().filter(|name| !name.starts_with('.') && *name != map::CONTROL).cloned().collect();
+    let plans: Vec<_> = probes::plans(&LIMITS).into_iter().map(|(_, plan)| plan).chain(COMMON_MAPS).collect();
+    let planned: BTreeSet<_> = plans.iter().map(|plan| plan.name.to_owned()).collect();
+    // The read-only globals are a map that nobody sizes.
+    let built: BTreeSet<_> = object.maps.keys().filter(|name| !name.starts_with('.')).cloned().collect();
     assert_eq!(built, planned);
-    for (_, plan) in plans {
+    for plan in plans {
         let built = &object.maps[plan.name];
         assert_eq!(u64::from(built.key_size()), plan.key_bytes, "{}", plan.name);
         assert_eq!(u64::from(built.value_size()), plan.value_bytes, "{}", plan.name);
         // include/uapi/linux/bpf.h, enum bpf_map_type.
         let kind = match built.map_type() {
             1 | 9 => Kind::Hash,
+            2 => Kind::Array,
             5 => Kind::PerCpuHash,
             6 => Kind::PerCpuArray,
             24 => Kind::SocketStorage,

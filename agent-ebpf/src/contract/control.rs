@@ -1,5 +1,7 @@
 //! Probes, tables, losses, and the element of the `control` map.
 
+use super::Rate;
+
 /// A probe: the unit that runs or does not run on a kernel, and that is sampled as one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(usize)]
@@ -10,11 +12,13 @@ pub enum Probe {
     Tcp,
     /// Block requests.
     Disk,
+    /// UDP datagrams and their flows.
+    Udp,
 }
 
 impl Probe {
     /// Every probe, in the order of their numbers.
-    pub const ALL: [Self; 3] = [Self::Process, Self::Tcp, Self::Disk];
+    pub const ALL: [Self; PROBES] = [Self::Process, Self::Tcp, Self::Disk, Self::Udp];
 
     /// The probe's name in flags, labels and logs.
     pub const fn name(self) -> &'static str {
@@ -22,9 +26,13 @@ impl Probe {
             Self::Process => "process",
             Self::Tcp => "tcp",
             Self::Disk => "disk",
+            Self::Udp => "udp",
         }
     }
 }
+
+/// Number of [`Probe`]s.
+pub const PROBES: usize = 4;
 
 /// A table of keyed rows that is kept in two banks; its number indexes [`Control`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,10 +48,12 @@ pub enum Table {
     Flow,
     /// [`DiskWorkloadRow`](crate::DiskWorkloadRow) by [`DiskWorkloadKey`](crate::DiskWorkloadKey).
     DiskWorkload,
+    /// [`UdpRow`](crate::UdpRow) by [`FlowKey`](crate::FlowKey).
+    Udp,
 }
 
 /// Number of [`Table`]s.
-pub const TABLES: usize = 5;
+pub const TABLES: usize = 6;
 
 /// What both sides share at run time: one element of a memory-mapped array.
 #[repr(C)]
@@ -59,6 +69,8 @@ pub struct Control {
     pub sockets: u64,
     /// Sockets that may carry one. Written by user space.
     pub sockets_limit: u64,
+    /// How each probe's hot events are sampled. Written by user space.
+    pub rates: [Rate; PROBES],
 }
 
 /// Why something was not counted where it belongs.

@@ -66,6 +66,20 @@ pub struct DiskRow {
     pub device: Latency,
 }
 
+/// Variances of the totals over all devices and operations, which are the totals over all workloads too.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DiskVariance {
+    /// Of requests.
+    pub ios: u64,
+    /// Of bytes, in units of 512 bytes squared.
+    pub bytes: u64,
+    /// Of the sum of total latencies, in units of 256 ns squared.
+    pub total: u64,
+    /// Of the sum of device latencies, in units of 256 ns squared.
+    pub device: u64,
+}
+
 /// The disk probe's per-CPU bank.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -74,6 +88,8 @@ pub struct DiskBank {
     pub other: [DiskRow; 5],
     /// What did not fit the table of workloads, by [`DiskOp`].
     pub workload_other: [DiskWorkloadRow; 5],
+    /// Variances.
+    pub variance: DiskVariance,
     /// Losses by [`Loss`](crate::Loss).
     pub lost: [u64; LOSSES],
 }

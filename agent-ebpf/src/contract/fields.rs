@@ -13,9 +13,44 @@ pub enum Need {
     Optional,
 }
 
+/// Where a member of at most eight bits lies, packed into a global.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bits {
+    /// The byte that holds it.
+    pub offset_bytes: u32,
+    /// Its lowest bit in that byte.
+    pub shift: u32,
+    /// How many bits it has.
+    pub size: u32,
+}
+
+impl Bits {
+    /// The value of the global; `None` when the member is not inside one byte or lies too far out.
+    pub const fn pack(self) -> Option<u32> {
+        let Self { offset_bytes, shift, size } = self;
+        if offset_bytes > 0xffff || size == 0 || shift + size > 8 {
+            return None;
+        }
+        Some(offset_bytes | shift << 16 | size << 24)
+    }
+
+    /// The inverse of [`Self::pack`].
+    #[inline(always)]
+    pub const fn unpack(global: u32) -> Self {
+        Self { offset_bytes: global & 0xffff, shift: global >> 16 & 0xff, size: global >> 24 }
+    }
+
+    /// The member's value in its byte.
+    #[inline(always)]
+    pub const fn of(self, byte: u8) -> u32 {
+        (byte as u32 >> self.shift) & ((1 << self.size) - 1)
+    }
+}
+
 /// Expands `$callback!` with the list of facts.
 ///
 /// * `fields`: `GLOBAL = "structure" "path" bytes Need [Probes]`, the byte offset of a member of that many bytes.
+/// * `bits`: `GLOBAL = "structure" "path" Need [Probes]`, the [`Bits`] of a member of at most eight bits, bitfield or not.
 /// * `enumerators`: `GLOBAL = "NAME" default`, the value of an enumerator, or the default where the kernel had a macro.
 /// * `flags`: `GLOBAL = "tracepoint" argument`, 1 when that argument of a tracepoint exists and is a bool.
 #[macro_export]
@@ -24,8 +59,8 @@ macro_rules! kernel_facts {
         $callback! {
             fields {
                 CSS_SET_CGROUP = "css_set" "dfl_cgrp" 8 Required [Process];
-                CGROUP_KN = "cgroup" "kn" 8 Required [Process, Tcp, Disk];
-                KN_ID = "kernfs_node" "id" 8 Required [Process, Tcp, Disk];
+                CGROUP_KN = "cgroup" "kn" 8 Required [Process, Tcp, Disk, Udp];
+                KN_ID = "kernfs_node" "id" 8 Required [Process, Tcp, Disk, Udp];
                 TASK_PID = "task_struct" "pid" 4 Required [Process];
                 TASK_TGID = "task_struct" "tgid" 4 Required [Process];
                 TASK_START = "task_struct" "start_time" 8 Required [Process];
@@ -37,18 +72,18 @@ macro_rules! kernel_facts {
                 SIGNAL_FLAGS = "signal_struct" "flags" 4 Required [Process];
                 SIGNAL_EXIT_CODE = "signal_struct" "group_exit_code" 4 Required [Process];
                 SIGNAL_OOM_MM = "signal_struct" "oom_mm" 8 Required [Process];
-                SK_FAMILY = "sock" "__sk_common.skc_family" 2 Required [Tcp];
+                SK_FAMILY = "sock" "__sk_common.skc_family" 2 Required [Tcp, Udp];
                 SK_STATE = "sock" "__sk_common.skc_state" 1 Required [Tcp];
-                SK_NUM = "sock" "__sk_common.skc_num" 2 Required [Tcp];
-                SK_DPORT = "sock" "__sk_common.skc_dport" 2 Required [Tcp];
-                SK_DADDR = "sock" "__sk_common.skc_daddr" 4 Required [Tcp];
-                SK_V6_DADDR = "sock" "__sk_common.skc_v6_daddr" 16 Required [Tcp];
+                SK_NUM = "sock" "__sk_common.skc_num" 2 Required [Tcp, Udp];
+                SK_DPORT = "sock" "__sk_common.skc_dport" 2 Required [Tcp, Udp];
+                SK_DADDR = "sock" "__sk_common.skc_daddr" 4 Required [Tcp, Udp];
+                SK_V6_DADDR = "sock" "__sk_common.skc_v6_daddr" 16 Required [Tcp, Udp];
                 SK_NET = "sock" "__sk_common.skc_net.net" 8 Required [Tcp];
                 NET_INUM = "net" "ns.inum" 4 Required [Tcp];
-                SK_PROTOCOL = "sock" "sk_protocol" 2 Required [Tcp];
+                SK_PROTOCOL = "sock" "sk_protocol" 2 Required [Tcp, Udp];
                 SK_ERR = "sock" "sk_err" 4 Required [Tcp];
                 SK_FLAGS = "sock" "__sk_common.skc_flags" 8 Required [Tcp];
-                SK_CGROUP = "sock" "sk_cgrp_data.cgroup" 8 Required [Tcp];
+                SK_CGROUP = "sock" "sk_cgrp_data.cgroup" 8 Required [Tcp, Udp];
                 SOCKET_SK = "socket" "sk" 8 Required [Tcp];
                 TCP_BYTES_SENT = "tcp_sock" "bytes_sent" 8 Required [Tcp];
                 TCP_BYTES_RETRANS = "tcp_sock" "bytes_retrans" 8 Required [Tcp];
@@ -72,9 +107,13 @@ macro_rules! kernel_facts {
                 CGROUP_ROOT = "cgroup" "root" 8 Required [Disk];
                 ROOT_HIERARCHY = "cgroup_root" "hierarchy_id" 4 Required [Disk];
             }
+            bits {
+                SK_USERLOCKS = "sock" "sk_userlocks" Required [Udp];
+            }
             enumerators {
                 SOCK_DONE = "SOCK_DONE" 1;
                 RQF_FLUSH_SEQ = "__RQF_FLUSH_SEQ" 4;
+                RQF_IO_STAT = "__RQF_IO_STAT" 13;
                 REQ_OP_ZONE_APPEND = "REQ_OP_ZONE_APPEND" 13;
             }
             flags {
@@ -82,4 +121,23 @@ macro_rules! kernel_facts {
             }
         }
     };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bits_survive_packing_and_pick_their_member_out_of_its_byte() {
+        let bits = Bits { offset_bytes: 530, shift: 3, size: 4 };
+        assert_eq!(bits.pack().map(Bits::unpack), Some(bits));
+        assert_eq!(bits.of(0b1101_0111), 0b1010);
+        assert_eq!(Bits { offset_bytes: 7, shift: 0, size: 8 }.of(0xfe), 0xfe);
+    }
+
+    #[test]
+    fn a_member_across_bytes_is_refused() {
+        assert_eq!(Bits { offset_bytes: 0, shift: 6, size: 4 }.pack(), None);
+        assert_eq!(Bits { offset_bytes: 1 << 16, shift: 0, size: 1 }.pack(), None);
+    }
 }

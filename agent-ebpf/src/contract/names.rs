@@ -5,6 +5,8 @@
 pub mod map {
     /// What user space tells the programs, and a few shared counts; one element, memory-mapped by user space.
     pub const CONTROL: &str = "control";
+    /// What the programs note about themselves, per CPU.
+    pub const SLOTS: &str = "slots";
     /// Per-CPU counters and histograms of the process probe.
     pub const PROCESS_BANK: &str = "process_bank";
     /// Process counters by cgroup, in two banks.
@@ -29,6 +31,10 @@ pub mod map {
     pub const DISK_ROWS: &str = "disk_rows";
     /// Disk counters by cgroup and operation, in two banks.
     pub const DISK_WORKLOAD_ROWS: [&str; 2] = ["disk_work_a", "disk_work_b"];
+    /// Per-CPU counters of the UDP probe.
+    pub const UDP_BANK: &str = "udp_bank";
+    /// Bytes and datagrams by flow, in two banks.
+    pub const UDP_ROWS: [&str; 2] = ["udp_rows_a", "udp_rows_b"];
 }
 
 /// Programs, as `bpftool prog` shows them.
@@ -53,4 +59,8 @@ pub mod program {
     pub const TCP_ADOPT: &str = "tcp_adopt";
     /// Counts completed requests, their bytes and latencies; tracepoint `block_rq_complete`.
     pub const DISK_COMPLETE: &str = "disk_complete";
+    /// Counts datagrams sent; tracepoint `sock_send_length`.
+    pub const UDP_SEND: &str = "udp_send";
+    /// Counts datagrams received; tracepoint `sock_recv_length`.
+    pub const UDP_RECEIVE: &str = "udp_receive";
 }

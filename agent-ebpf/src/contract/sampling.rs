@@ -79,11 +79,15 @@ impl Sampler {
     }
 }
 
-/// What a taken event adds to a variance: N(N-1) v², with N given as its logarithm.
-///
-/// `value` is to be scaled down to at most 2^20 so that a reading's worth of them fits 64 bits.
+/// What a taken event adds to a variance: N(N-1) v², with N given as its logarithm; at most 2^62.
 #[inline(always)]
 pub const fn variance(weight_log2: u64, value: u64) -> u64 {
-    let weight = 1u64 << weight_log2;
-    (weight * (weight - 1)).saturating_mul(value * value)
+    const MOST: u64 = 1 << 62;
+    let value = if value < 1 << 31 { value } else { (1 << 31) - 1 };
+    let square = value * value;
+    // Without a multiplication of 128 bits, which BPF has not.
+    if square > MOST >> (2 * weight_log2) {
+        return MOST;
+    }
+    (square << (2 * weight_log2)) - (square << weight_log2)
 }

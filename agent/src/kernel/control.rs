@@ -9,7 +9,7 @@ use std::{
 };
 
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
-use siskin_ebpf::{Control as Layout, TABLES, Table};
+use siskin_ebpf::{Control as Layout, MAX_PERIOD_LOG2, PROBES, Probe, Rate, TABLES, Table};
 
 /// [`Layout`] as atomics, which have the same size and alignment.
 #[repr(C)]
@@ -19,6 +19,7 @@ struct Shared {
     rows: [[AtomicU64; 2]; TABLES],
     sockets: AtomicU64,
     sockets_limit: AtomicU64,
+    rates: [[AtomicU64; 3]; PROBES],
 }
 
 const _: () = assert!(
@@ -27,6 +28,10 @@ const _: () = assert!(
         && offset_of!(Shared, rows) == offset_of!(Layout, rows)
         && offset_of!(Shared, sockets) == offset_of!(Layout, sockets)
         && offset_of!(Shared, sockets_limit) == offset_of!(Layout, sockets_limit)
+        && offset_of!(Shared, rates) == offset_of!(Layout, rates)
+        && offset_of!(Rate, period_log2) == 0
+        && offset_of!(Rate, tick) == 8
+        && offset_of!(Rate, allowance) == 16
 );
 
 /// The mapped element.
@@ -99,6 +104,25 @@ impl Control {
     /// Sockets followed now.
     pub fn sockets(&self) -> u64 {
         self.shared().sockets.load(SeqCst)
+    }
+
+    /// How a probe's hot events are sampled now.
+    pub fn rate(&self, probe: Probe) -> Rate {
+        let [period_log2, tick, allowance] = &self.shared().rates[probe as usize];
+        Rate {
+            period_log2: period_log2.load(SeqCst),
+            tick: tick.load(SeqCst),
+            allowance: allowance.load(SeqCst),
+        }
+    }
+
+    /// Sets how a probe's hot events are sampled. The three words change one after the other, which is fine: each event
+    /// gets the weight that it was taken with.
+    pub fn set_rate(&self, probe: Probe, rate: &Rate) {
+        let [period_log2, tick, allowance] = &self.shared().rates[probe as usize];
+        allowance.store(rate.allowance, SeqCst);
+        period_log2.store(rate.period_log2.min(MAX_PERIOD_LOG2), SeqCst);
+        tick.store(rate.tick, SeqCst);
     }
 
     /// Sets how many sockets may be followed.

@@ -1,8 +1,17 @@
 //! What the programs need to know of this kernel's structs, looked up in its BTF before loading.
 
-use siskin_ebpf::{ABSENT, Need, Probe, kernel_facts};
+use siskin_ebpf::{ABSENT, Bits, Need, Probe, kernel_facts};
 
-use super::btf::{Btf, Param};
+use super::btf::{Btf, Field, Param};
+
+/// How a member is loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// Whole, with this width.
+    Bytes(u32),
+    /// Out of one byte; a bitfield on some kernels.
+    Bits,
+}
 
 /// A member of a kernel struct that programs read.
 #[derive(Debug)]
@@ -13,8 +22,8 @@ pub struct FieldFact {
     pub structure: &'static str,
     /// The member, through named members by dots.
     pub path: &'static str,
-    /// The width that the programs load, in bytes.
-    pub bytes: u32,
+    /// How the programs load it.
+    pub form: Form,
     /// What happens without it.
     pub need: Need,
     /// The probes that read it.
@@ -40,6 +49,7 @@ impl Facts {
 macro_rules! expand {
     (
         fields { $($field:ident = $structure:literal $path:literal $bytes:literal $need:ident [$($probe:ident),+];)+ }
+        bits { $($bits:ident = $bits_structure:literal $bits_path:literal $bits_need:ident [$($bits_probe:ident),+];)+ }
         enumerators { $($enumerator:ident = $constant:literal $default:literal;)+ }
         flags { $($flag:ident = $tracepoint:literal $argument:literal;)+ }
     ) => {
@@ -48,9 +58,16 @@ macro_rules! expand {
             global: stringify!($field),
             structure: $structure,
             path: $path,
-            bytes: $bytes,
+            form: Form::Bytes($bytes),
             need: Need::$need,
             probes: &[$(Probe::$probe),+],
+        },)+ $(FieldFact {
+            global: stringify!($bits),
+            structure: $bits_structure,
+            path: $bits_path,
+            form: Form::Bits,
+            need: Need::$bits_need,
+            probes: &[$(Probe::$bits_probe),+],
         }),+];
         /// Every enumerator that the programs use: global, name, and the value where the kernel has a macro instead.
         const ENUMERATORS: &[(&str, &str, u32)] = &[$((stringify!($enumerator), $constant, $default)),+];
@@ -93,15 +110,17 @@ pub fn resolve(btf: &Btf<'_>) -> Facts {
 }
 
 fn field(btf: &Btf<'_>, fact: &FieldFact) -> Result<u32, String> {
-    let field = btf.field(fact.structure, fact.path).map_err(|error| error.to_string())?;
-    if field.is_bitfield || field.size_bits != fact.bytes * 8 {
-        return Err(format!(
-            "`{}.{}` is {} bits wide in this kernel's BTF, the program reads {}",
-            fact.structure,
-            fact.path,
-            field.size_bits,
-            fact.bytes * 8
-        ));
-    }
-    Ok(field.offset_bytes)
+    let Field { offset_bytes, bit_offset, size_bits, is_bitfield } =
+        btf.field(fact.structure, fact.path).map_err(|error| error.to_string())?;
+    let value = match fact.form {
+        Form::Bytes(bytes) => (!is_bitfield && size_bits == bytes * 8).then_some(offset_bytes),
+        Form::Bits => Bits { offset_bytes, shift: bit_offset, size: size_bits }.pack(),
+    };
+    value.ok_or_else(|| {
+        format!(
+            "`{}.{}` has {size_bits} bits from bit {bit_offset} of byte {offset_bytes} in this kernel's BTF, which \
+             the program cannot load",
+            fact.structure, fact.path
+        )
+    })
 }

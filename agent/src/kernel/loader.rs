@@ -13,7 +13,7 @@ use aya::{
     maps::Map,
     programs::{BtfTracePoint, Iter as IterProgram, ProgramError},
 };
-use siskin_ebpf::{Control as Shared, Probe, map};
+use siskin_ebpf::{Control as Shared, Probe, Slots, map};
 
 use super::{
     btf::Btf,
@@ -28,6 +28,16 @@ use super::{
 
 /// The object that `cargo xtask build-ebpf` built.
 pub static OBJECT: &[u8] = include_bytes_aligned!(env!("SISKIN_EBPF_OBJECT"));
+
+/// The maps that belong to no probe.
+pub const COMMON_MAPS: [Plan; 2] = [
+    common(map::CONTROL, Kind::Array, size_of::<Shared>()),
+    common(map::SLOTS, Kind::PerCpuArray, size_of::<Slots>()),
+];
+
+const fn common(name: &'static str, kind: Kind, value_bytes: usize) -> Plan {
+    Plan { name, kind, key_bytes: 4, value_bytes: value_bytes as u64, entries: 1 }
+}
 
 /// Where a program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,9 +161,7 @@ impl Kernel {
         let runs = |probe: Probe| request.enabled.contains(&probe) && facts.missing(probe).is_none();
 
         let cpus = possible_cpus()? as u64;
-        let shared = (Kind::Array, map::CONTROL, 4, size_of::<Shared>() as u64, 1);
-        let (kind, name, key_bytes, value_bytes, entries) = shared;
-        let mut plans = vec![Plan { name, kind, key_bytes, value_bytes, entries }];
+        let mut plans = COMMON_MAPS.to_vec();
         plans.extend(request.plans.iter().map(|(probe, plan)| {
             // The object makes every map; those of a probe that does not run are as small as can be.
             Plan { entries: if runs(*probe) { plan.entries } else { 1 }, ..*plan }

@@ -9,6 +9,8 @@ use siskin_ebpf::{
 
 use super::{Limits, Reader, bank_rows, describe_losses};
 use crate::{
+    estimate::standard_error,
+    flows::FlowTable,
     kernel::{
         control::Control,
         loader::{Hook, Kernel, Point, possible_cpus},
@@ -109,9 +111,25 @@ impl DiskTotals {
                 out.counter(&metrics::WORKLOAD_DISK_IOS, &labels, row.ios as f64);
             }
         }
+        let variance = &self.bank.variance;
+        let seconds = NS_UNIT / metrics::NANOS;
+        for (metric, variance, unit) in [
+            (&metrics::WORKLOAD_DISK_IOS, variance.ios, 1.0),
+            (&metrics::DISK_BYTES, variance.bytes, BYTES_UNIT),
+            (&metrics::WORKLOAD_DISK_BYTES, variance.bytes, BYTES_UNIT),
+            (&metrics::DISK_IO, variance.total, seconds),
+            (&metrics::DISK_DEVICE, variance.device, seconds),
+        ] {
+            out.gauge(&metrics::STANDARD_ERROR, &[metric.name], standard_error(variance) * unit);
+        }
         describe_losses(Probe::Disk, &self.bank.lost, &[Loss::MapFull, Loss::NoTimestamp], out);
     }
 }
+
+/// The unit of the variance of bytes.
+const BYTES_UNIT: f64 = 512.0;
+/// The unit of the variances of latencies, in nanoseconds.
+const NS_UNIT: f64 = 256.0;
 
 /// The name of the row for devices without one of their own.
 const OTHER: &str = "other";
@@ -154,7 +172,7 @@ impl Reader for Disk {
         Probe::Disk
     }
 
-    fn read(&mut self, control: &Control, workloads: &mut Workloads) -> io::Result<()> {
+    fn read(&mut self, control: &Control, workloads: &mut Workloads, _: &mut FlowTable) -> io::Result<()> {
         let Self { sys_dev_block, bank, devices, device_deltas, workloads: rows, totals } = self;
         devices.each(|key: DiskKey, now: DiskRow| {
             if let (Some(op), Some(row)) = (op_of(key.op), device_deltas.take(key, now)) {

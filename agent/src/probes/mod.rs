@@ -5,6 +5,7 @@ use std::io;
 use siskin_ebpf::{LOSSES, Loss, Probe, Table};
 
 use crate::{
+    flows::FlowTable,
     kernel::{
         control::Control,
         loader::{Hook, Kernel},
@@ -17,6 +18,7 @@ use crate::{
 pub mod disk;
 pub mod process;
 pub mod tcp;
+pub mod udp;
 
 /// How large the tables are; from flags.
 #[derive(Clone, Copy, Debug)]
@@ -42,7 +44,8 @@ pub trait Reader: Send {
     ///
     /// # Errors
     /// When the kernel refuses; the totals then miss nothing that a later reading will not bring.
-    fn read(&mut self, control: &Control, workloads: &mut Workloads) -> io::Result<()>;
+    fn read(&mut self, control: &Control, workloads: &mut Workloads, flows: &mut FlowTable)
+    -> io::Result<()>;
 
     /// Whether a table fills up and should be read before the next scrape.
     fn fills_up(&self, control: &Control) -> bool;
@@ -56,7 +59,7 @@ pub trait Reader: Send {
 
 /// Every hook of every probe.
 pub fn hooks() -> Vec<Hook> {
-    [process::HOOKS, tcp::HOOKS, disk::HOOKS].concat()
+    [process::HOOKS, tcp::HOOKS, disk::HOOKS, udp::HOOKS].concat()
 }
 
 /// Every map of every probe.
@@ -65,6 +68,7 @@ pub fn plans(limits: &Limits) -> Vec<(Probe, Plan)> {
     of(Probe::Process, process::plans(limits))
         .chain(of(Probe::Tcp, tcp::plans(limits)))
         .chain(of(Probe::Disk, disk::plans(limits)))
+        .chain(of(Probe::Udp, udp::plans(limits)))
         .collect()
 }
 
@@ -77,6 +81,7 @@ pub fn reader(probe: Probe, kernel: &mut Kernel, limits: &Limits) -> anyhow::Res
         Probe::Process => Box::new(process::Process::new(kernel, limits)?),
         Probe::Tcp => Box::new(tcp::Tcp::new(kernel, limits)?),
         Probe::Disk => Box::new(disk::Disk::new(kernel, limits)?),
+        Probe::Udp => Box::new(udp::Udp::new(kernel, limits)?),
     })
 }
 

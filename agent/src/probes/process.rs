@@ -6,6 +6,7 @@ use siskin_ebpf::{CommRow, Loss, Outcome, Probe, ProcessBank, ProcessRow, Table,
 
 use super::{Limits, Reader, bank_rows, describe_losses};
 use crate::{
+    flows::FlowTable,
     kernel::{
         control::Control,
         loader::{Hook, Kernel, Point, possible_cpus},
@@ -153,7 +154,7 @@ impl Reader for Process {
         Probe::Process
     }
 
-    fn read(&mut self, control: &Control, workloads: &mut Workloads) -> io::Result<()> {
+    fn read(&mut self, control: &Control, workloads: &mut Workloads, _: &mut FlowTable) -> io::Result<()> {
         let totals = &mut self.totals;
         self.rows.read(control, |cgroup, row| {
             totals.workloads.add(workloads.resolve(Hierarchy::CGROUP2, cgroup), &row);

@@ -9,7 +9,7 @@ use siskin_ebpf::{
 
 use super::{Limits, Reader, bank_rows, describe_losses};
 use crate::{
-    flows::{FlowId, FlowTable},
+    flows::{FlowId, FlowTable, Protocol},
     kernel::{
         control::Control,
         iter::Iter,
@@ -71,27 +71,23 @@ pub fn plans(limits: &Limits) -> Vec<Plan> {
 pub struct TcpTotals {
     /// Counters by workload.
     pub workloads: Totals<TcpRow>,
-    /// The flow table.
-    pub flows: FlowTable,
     /// The bank as last read.
     pub bank: TcpBank,
 }
 
-impl TcpTotals {
-    /// Nothing counted; at most `max_flows` flow rows.
-    pub fn new(max_flows: u32) -> Self {
-        Self {
-            workloads: Totals::default(),
-            flows: FlowTable::new(max_flows as usize),
-            bank: TcpBank::zero(),
-        }
+impl Default for TcpTotals {
+    fn default() -> Self {
+        Self { workloads: Totals::default(), bank: TcpBank::zero() }
     }
+}
 
-    /// Takes a newer reading of the bank.
-    pub fn set_bank(&mut self, bank: TcpBank) {
+impl TcpTotals {
+    /// Takes a newer reading of the bank; what did not fit the kernel's table of flows goes to `flows`.
+    pub fn set_bank(&mut self, bank: TcpBank, flows: &mut FlowTable) {
         for role in Role::ALL {
             let index = role as usize;
-            self.flows.add_other(role, &bank.flow_other[index].since(&self.bank.flow_other[index]));
+            let delta = bank.flow_other[index].since(&self.bank.flow_other[index]);
+            flows.add_other(Protocol::Tcp, role, &delta);
         }
         self.bank = bank;
     }
@@ -128,7 +124,6 @@ impl TcpTotals {
             let lifetime = &self.bank.lifetime[role as usize];
             out.histogram(&metrics::TCP_LIFETIME, &[role.name()], lifetime, metrics::LIFETIME_BOUNDS);
         }
-        self.flows.describe(workloads, out);
         let reasons = [Loss::MapFull, Loss::LateAttach, Loss::SocketStorage];
         describe_losses(Probe::Tcp, &self.bank.lost, &reasons, out);
     }
@@ -164,7 +159,7 @@ impl Tcp {
             bank: Bank::new(kernel.map(map::TCP_BANK)?, size_of::<TcpBank>(), possible_cpus()?),
             rows: Rows::new(Table::Tcp, both(map::TCP_ROWS)?, limits.workloads),
             flows: Rows::new(Table::Flow, both(map::FLOW_ROWS)?, flow_rows(limits)),
-            totals: TcpTotals::new(limits.flows),
+            totals: TcpTotals::default(),
         })
     }
 }
@@ -174,7 +169,12 @@ impl Reader for Tcp {
         Probe::Tcp
     }
 
-    fn read(&mut self, control: &Control, workloads: &mut Workloads) -> io::Result<()> {
+    fn read(
+        &mut self,
+        control: &Control,
+        workloads: &mut Workloads,
+        flows: &mut FlowTable,
+    ) -> io::Result<()> {
         if let Some(sweep) = &self.sweep {
             sweep.run()?;
         }
@@ -184,9 +184,9 @@ impl Reader for Tcp {
         })?;
         self.flows.read(control, |key, row| {
             let workload = workloads.resolve(Hierarchy::CGROUP2, key.cgroup);
-            totals.flows.add(FlowId::of(&key, workload), &row);
+            flows.add(FlowId::of(&key, workload), &row);
         })?;
-        totals.set_bank(self.bank.read()?);
+        totals.set_bank(self.bank.read()?, flows);
         Ok(())
     }
 

@@ -1,0 +1,82 @@
+//! The UDP probe: datagrams and bytes by flow, sampled. It sits on the two tracepoints that every socket passes after it
+//! sent or received, so other sockets are turned away first and cost a load and a comparison.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+use siskin_ebpf::{Loss, PROTOCOL_UDP, Probe, Program, Role, Table, UdpBank, UdpRow};
+
+use crate::{
+    atomic::add,
+    facts::{self, load, load_bits},
+    maps::{self, UDP_BANK},
+    meter,
+    sampling::{self, Weight},
+    socket::{self, AF_INET, AF_INET6},
+};
+
+/// The caller looks at the datagram and will receive it again (`MSG_PEEK`, include/linux/socket.h, 6.18).
+const MSG_PEEK: u32 = 2;
+/// The program chose the local port with `bind` (`SOCK_BINDPORT_LOCK`, include/net/sock.h, 6.18).
+const SOCK_BINDPORT_LOCK: u32 = 8;
+/// Variances of bytes are kept in units of 16 bytes: at most 2^12 of them in a datagram.
+const UNIT_LOG2: u32 = 4;
+
+/// `sock_send_length(sk, ret, flags)`, in the process that sent; 6.3 and later.
+#[btf_tracepoint(function = "sock_send_length")]
+pub fn udp_send(ctx: BtfTracePointContext) -> i32 {
+    moved(ctx.arg(0), ctx.arg(1), 0, Program::UdpSend)
+}
+
+/// `sock_recv_length(sk, ret, flags)`, in the process that received; 6.3 and later.
+#[btf_tracepoint(function = "sock_recv_length")]
+pub fn udp_receive(ctx: BtfTracePointContext) -> i32 {
+    if ctx.arg::<u32>(2) & MSG_PEEK != 0 {
+        return 0;
+    }
+    moved(ctx.arg(0), ctx.arg(1), 1, Program::UdpReceive)
+}
+
+/// A socket moved `result` bytes, or failed to: `direction` 0 is sent, 1 received.
+#[inline(always)]
+fn moved(sk: *const c_void, result: i32, direction: usize, program: Program) -> i32 {
+    let Some(slot) = meter::begin(program) else { return 0 };
+    // SAFETY: `sk` is a `sock` by the tracepoint's BTF.
+    let (protocol, family): (u16, u16) =
+        unsafe { (load(sk, &facts::SK_PROTOCOL), load(sk, &facts::SK_FAMILY)) };
+    if protocol != u16::from(PROTOCOL_UDP) || (family != AF_INET && family != AF_INET6) || result < 0 {
+        return 0;
+    }
+    if let Some(weight) = sampling::take(slot, Probe::Udp)
+        && let Some(bank) = UDP_BANK.get_ptr_mut(0)
+    {
+        meter::time(slot, || count(sk, result as u64, direction, weight, bank));
+    }
+    0
+}
+
+/// Adds a taken datagram to its flow.
+#[inline(always)]
+fn count(sk: *const c_void, bytes: u64, direction: usize, weight: Weight, bank: *mut UdpBank) {
+    // SAFETY: `sk` is a `sock` by BTF.
+    let bound = unsafe { load_bits(sk, &facts::SK_USERLOCKS) } & SOCK_BINDPORT_LOCK != 0;
+    // A server waits on a port that it chose; who takes any port asks others.
+    let role = if bound { Role::Server } else { Role::Client };
+    let key = socket::flow(sk, PROTOCOL_UDP, role);
+    let zero = UdpRow { bytes: [0; 2], datagrams: [0; 2] };
+    let row = maps::row(Table::Udp, &maps::UDP_ROWS_A, &maps::UDP_ROWS_B, &key, &zero).unwrap_or_else(|| {
+        // SAFETY: a map value.
+        unsafe {
+            maps::lose(&raw mut (*bank).lost, Loss::MapFull);
+            maps::element(&raw mut (*bank).other, role as usize)
+        }
+    });
+    // SAFETY: rows and banks are map values; `direction` is a constant where this is inlined.
+    unsafe {
+        add((&raw mut (*row).bytes).cast::<u64>().add(direction), weight.of(bytes));
+        add((&raw mut (*row).datagrams).cast::<u64>().add(direction), weight.of(1));
+        let variance = &raw mut (*bank).variance;
+        weight.spread((&raw mut (*variance).bytes).cast::<u64>().add(direction), bytes, UNIT_LOG2);
+        weight.spread((&raw mut (*variance).datagrams).cast::<u64>().add(direction), 1, 0);
+    }
+}

@@ -1,0 +1,74 @@
+//! What Siskin costs: its programs in the kernel, by their own clock, and its process.
+//!
+//! The kernel's own statistics of programs need CAP_SYS_ADMIN and leave out what a hook costs before the program begins.
+//! Here each full run times itself, and every run adds a constant for the hook's dispatch and the short path of a run that
+//! is passed over. The programs count all their runs, so that is exact also when they sample.
+
+use std::io;
+
+use siskin_ebpf::{Program, Slots, Words as _};
+
+use crate::{
+    kernel::rows::Bank,
+    metrics::{self, Exposition, NANOS},
+};
+
+/// Nanoseconds that every run takes besides what a full run measures: the tracepoint's dispatch, the program's prologue, and
+/// one reading of the clock.
+pub const RUN_NS: u64 = 60;
+
+/// Reads what the programs note about themselves.
+#[derive(Debug)]
+pub struct Meter {
+    bank: Bank,
+    slots: Slots,
+}
+
+impl Meter {
+    /// A meter over the `slots` map.
+    pub fn new(bank: Bank) -> Self {
+        Self { bank, slots: Slots::zero() }
+    }
+
+    /// Takes a reading.
+    ///
+    /// # Errors
+    /// When the kernel refuses it.
+    pub fn read(&mut self) -> io::Result<()> {
+        self.slots = self.bank.read()?;
+        Ok(())
+    }
+
+    /// Nanoseconds that a program took since the agent began.
+    pub fn program_ns(&self, program: Program) -> u64 {
+        let slot = &self.slots.of[program as usize];
+        slot.busy_ns + slot.runs * RUN_NS
+    }
+
+    /// Nanoseconds that all programs took since the agent began.
+    pub fn kernel_ns(&self) -> u64 {
+        Program::ALL.into_iter().map(|program| self.program_ns(program)).sum()
+    }
+
+    /// Describes the cost as metrics.
+    pub fn describe(&self, out: &mut Exposition) {
+        for program in Program::ALL {
+            let slot = &self.slots.of[program as usize];
+            let seconds = self.program_ns(program) as f64 / NANOS;
+            out.counter(&metrics::PROGRAM_RUN_SECONDS, &[program.name()], seconds);
+            out.counter(&metrics::PROGRAM_RUNS, &[program.name()], slot.runs as f64);
+        }
+        out.counter(&metrics::CPU_SECONDS, &["kernel"], self.kernel_ns() as f64 / NANOS);
+        out.counter(&metrics::CPU_SECONDS, &["user"], process_seconds());
+    }
+}
+
+/// CPU seconds that this process took, in user mode and in system calls; the iterators run in the latter.
+pub fn process_seconds() -> f64 {
+    // SAFETY: a struct of integers.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel fills the struct.
+    unsafe { libc::getrusage(libc::RUSAGE_SELF, &raw mut usage) };
+    let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
+    seconds(usage.ru_utime) + seconds(usage.ru_stime)
+}

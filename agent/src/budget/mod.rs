@@ -1,0 +1,3 @@
+//! The CPU budget: what Siskin costs.
+
+pub mod meter;

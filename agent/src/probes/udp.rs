@@ -1,0 +1,119 @@
+//! The UDP probe: datagrams and bytes by flow. Sampled; exact at ratio 1.
+
+use std::io;
+
+use siskin_ebpf::{FlowKey, Loss, Probe, Role, Table, UdpBank, UdpRow, Words as _, map, program};
+
+use super::{Limits, Reader, bank_rows, describe_losses};
+use crate::{
+    estimate::standard_error,
+    flows::{FlowId, FlowTable, Protocol},
+    kernel::{
+        control::Control,
+        loader::{Hook, Kernel, Point, possible_cpus},
+        memory::{Kind, Plan},
+        rows::{Bank, Rows},
+    },
+    metrics::{self, Exposition},
+    workload::{Hierarchy, Workloads},
+};
+
+/// The probe's programs.
+pub const HOOKS: &[Hook] =
+    &[hook(program::UDP_SEND, "sock_send_length"), hook(program::UDP_RECEIVE, "sock_recv_length")];
+
+const fn hook(program: &'static str, tracepoint: &'static str) -> Hook {
+    Hook { probe: Probe::Udp, program, point: Point::Tracepoint(tracepoint) }
+}
+
+/// Rows in the kernel's table of flows: room for new ones between two readings beside all that have a series.
+const fn flow_rows(limits: &Limits) -> u32 {
+    limits.flows.saturating_mul(2)
+}
+
+/// The probe's maps.
+pub fn plans(limits: &Limits) -> Vec<Plan> {
+    let [a, b] = map::UDP_ROWS;
+    let (key_bytes, value_bytes) = (size_of::<FlowKey>() as u64, size_of::<UdpRow>() as u64);
+    let rows = |name| Plan { name, kind: Kind::Hash, key_bytes, value_bytes, entries: flow_rows(limits) };
+    let bank = Plan {
+        name: map::UDP_BANK,
+        kind: Kind::PerCpuArray,
+        key_bytes: 4,
+        value_bytes: size_of::<UdpBank>() as u64,
+        entries: 1,
+    };
+    vec![bank, rows(a), rows(b)]
+}
+
+/// The unit of the variance of bytes.
+const BYTES_UNIT: f64 = 16.0;
+
+/// The running probe.
+pub struct Udp {
+    bank: Bank,
+    rows: Rows<FlowKey, UdpRow>,
+    last: UdpBank,
+}
+
+impl Udp {
+    /// Takes the probe's maps.
+    ///
+    /// # Errors
+    /// When a map is not there.
+    pub fn new(kernel: &Kernel, limits: &Limits) -> anyhow::Result<Self> {
+        let [a, b] = map::UDP_ROWS;
+        Ok(Self {
+            bank: Bank::new(kernel.map(map::UDP_BANK)?, size_of::<UdpBank>(), possible_cpus()?),
+            rows: Rows::new(Table::Udp, [kernel.map(a)?, kernel.map(b)?], flow_rows(limits)),
+            last: UdpBank::zero(),
+        })
+    }
+}
+
+impl Reader for Udp {
+    fn probe(&self) -> Probe {
+        Probe::Udp
+    }
+
+    fn read(
+        &mut self,
+        control: &Control,
+        workloads: &mut Workloads,
+        flows: &mut FlowTable,
+    ) -> io::Result<()> {
+        self.rows.read(control, |key, row| {
+            let workload = workloads.resolve(Hierarchy::CGROUP2, key.cgroup);
+            flows.add(FlowId::of(&key, workload), &row);
+        })?;
+        let bank: UdpBank = self.bank.read()?;
+        for role in Role::ALL {
+            let delta = bank.other[role as usize].since(&self.last.other[role as usize]);
+            flows.add_other(Protocol::Udp, role, &delta);
+        }
+        self.last = bank;
+        Ok(())
+    }
+
+    fn fills_up(&self, control: &Control) -> bool {
+        self.rows.fills_up(control)
+    }
+
+    fn map_entries(&self, control: &Control) -> Vec<(&'static str, u64)> {
+        bank_rows(control, Table::Udp, map::UDP_ROWS).to_vec()
+    }
+
+    fn describe(&self, _: &Workloads, out: &mut Exposition) {
+        let variance = &self.last.variance;
+        for (metric, variance, unit) in [
+            (&metrics::FLOW_SENT, variance.bytes[0], BYTES_UNIT),
+            (&metrics::FLOW_RECEIVED, variance.bytes[1], BYTES_UNIT),
+            (&metrics::FLOW_DATAGRAMS, variance.datagrams.iter().sum(), 1.0),
+        ] {
+            out.gauge(&metrics::STANDARD_ERROR, &[metric.name], standard_error(variance) * unit);
+        }
+        describe_losses(Probe::Udp, &self.last.lost, &[Loss::MapFull], out);
+    }
+}
+
+const _: () = assert!(size_of::<UdpBank>() <= 32 * 1024, "a bank fits the kernel's per-CPU unit");
