@@ -37,11 +37,14 @@ pub fn disk_complete(ctx: BtfTracePointContext) -> i32 {
         return 0;
     }
     // SAFETY: `rq` is a `request` by the tracepoint's BTF.
-    let (op, left, in_flush) = unsafe {
-        let left: u32 = load(rq, &facts::RQ_DATA_LEN);
-        let flags: u32 = load(rq, &facts::RQ_FLAGS);
-        (operation(rq), left, (flags >> facts::value(&facts::RQF_FLUSH_SEQ)) & 1 != 0)
-    };
+    let (op, left, flags): (_, u32, u32) =
+        unsafe { (operation(rq), load(rq, &facts::RQ_DATA_LEN), load(rq, &facts::RQ_FLAGS)) };
+    let flag = |bit| (flags >> facts::value(bit)) & 1 != 0;
+    let in_flush = flag(&facts::RQF_FLUSH_SEQ);
+    // A write that needs a flush before or after it completes twice: its data inside the flush sequence, and then, without
+    // bytes, the write itself (block/blk-flush.c, 6.18). The kernel's own statistics count the write then, also one that
+    // was nothing but a flush; and the flush that the sequence sends to the device is a request of its own.
+    let data_only = in_flush && op != DiskOp::Flush;
     let key = device(rq, op);
     let row = disk_row(&key).unwrap_or_else(|| {
         // SAFETY: a map value.
@@ -52,42 +55,47 @@ pub fn disk_complete(ctx: BtfTracePointContext) -> i32 {
     });
     // SAFETY: rows are map values.
     unsafe {
-        if failed {
+        if failed && !data_only {
             add(&raw mut (*row).errors, 1);
         }
         let Some(Weight(weight)) = weight else { return 0 };
         add(&raw mut (*row).bytes, weight * u64::from(bytes));
         let work = workload_row(rq, op, bank);
         add(&raw mut (*work).bytes, weight * u64::from(bytes));
-        // A request that needs a flush before or after it completes once more for its data, inside the flush sequence
-        // (block/blk-flush.c, 6.18). The kernel's own statistics count the flush itself, and the request once.
-        let done = bytes >= left && (!in_flush || op == DiskOp::Flush);
-        if done {
+        if bytes < left {
+            return 0;
+        }
+        let now = bpf_ktime_get_ns();
+        // The device is done with a write when its data is, not when the flushes after it are.
+        if op != DiskOp::Write || bytes != 0 {
+            device_latency(rq, row, weight, now);
+        }
+        if !data_only {
             add(&raw mut (*row).ios, weight);
             add(&raw mut (*work).ios, weight);
-            latencies(rq, row, weight, bank);
+            // Without the flag the time is zero or, since 6.13, what an earlier request left there. Flushes do not have the
+            // flag, and always the time (blk_rq_init, block/blk-mq.c, 6.18).
+            let queued = if in_flush || flag(&facts::RQF_IO_STAT) { load(rq, &facts::RQ_START) } else { 0 };
+            if queued != 0 {
+                maps::observe(&raw mut (*row).total, now.saturating_sub(queued), weight);
+            } else {
+                // The queue keeps no statistics (queue/iostats is 0), or not of such requests.
+                maps::lose(&raw mut (*bank).lost, Loss::NoTimestamp);
+            }
         }
     }
     0
 }
 
-/// Observes the latencies that the request's time stamps tell.
+/// Observes the time since the device got the request, where the queue notes that.
 ///
 /// # Safety
-/// `rq` is a `request` by BTF, `row` and `bank` are map values.
+/// `rq` is a `request` by BTF, `row` is a map value.
 #[inline(always)]
-unsafe fn latencies(rq: *const c_void, row: *mut DiskRow, weight: u64, bank: *mut DiskBank) {
+unsafe fn device_latency(rq: *const c_void, row: *mut DiskRow, weight: u64, now: u64) {
     // SAFETY: as the caller promises.
     unsafe {
-        let now = bpf_ktime_get_ns();
-        let queued: u64 = load(rq, &facts::RQ_START);
         let issued: u64 = load(rq, &facts::RQ_IO_START);
-        if queued != 0 {
-            maps::observe(&raw mut (*row).total, now.saturating_sub(queued), weight);
-        } else {
-            // The queue keeps no statistics (queue/iostats is 0).
-            maps::lose(&raw mut (*bank).lost, Loss::NoTimestamp);
-        }
         if issued != 0 {
             maps::observe(&raw mut (*row).device, now.saturating_sub(issued), weight);
         }

@@ -7,7 +7,7 @@ use core::{
 };
 
 use aya_ebpf::{bindings::BPF_ANY, helpers::generated::bpf_sock_from_file};
-use siskin_ebpf::{FlowRow, Listener, Role, Socket};
+use siskin_ebpf::{FlowRow, Listener, Loss, Role, Socket};
 
 use crate::{
     atomic::add,
@@ -99,11 +99,14 @@ pub extern "C" fn tcp_adopt(ctx: *const TaskFile) -> c_int {
         retransmits: moved.retransmits,
     };
     let mut value = Socket { flow: socket::flow(sk, role), since_ns: 0, established, counted };
-    if socket::follow(sk, &mut value, bank) && established != 0 {
+    if !socket::follow(sk, &mut value) {
+        // SAFETY: a map value.
+        maps::lose(unsafe { &raw mut (*bank).lost }, Loss::SocketStorage);
+    } else if established != 0 {
         let row = socket::row_of(value.flow.cgroup, bank);
         // SAFETY: map values.
         unsafe {
-            maps::lose(&raw mut (*bank).lost, siskin_ebpf::Loss::LateAttach);
+            maps::lose(&raw mut (*bank).lost, Loss::LateAttach);
             match role {
                 Role::Client => add(&raw mut (*row).adopted[0], 1),
                 Role::Server => add(&raw mut (*row).adopted[1], 1),

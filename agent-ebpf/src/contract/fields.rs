@@ -75,6 +75,7 @@ macro_rules! kernel_facts {
             enumerators {
                 SOCK_DONE = "SOCK_DONE" 1;
                 RQF_FLUSH_SEQ = "__RQF_FLUSH_SEQ" 4;
+                RQF_IO_STAT = "__RQF_IO_STAT" 13;
                 REQ_OP_ZONE_APPEND = "REQ_OP_ZONE_APPEND" 13;
             }
             flags {
