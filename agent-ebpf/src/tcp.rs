@@ -50,7 +50,7 @@ fn state_changed(ctx: &BtfTracePointContext) {
     let Some(bank) = TCP_BANK.get_ptr_mut(0) else { return };
     trace!(ctx, "tcp state {} to {}", old, new);
     match (old, new) {
-        (_, state::SYN_SENT) => connecting(sk, bank),
+        (_, state::SYN_SENT) => connecting(sk),
         (_, state::CLOSE) => closed(sk, old, bank),
         // A socket closed before the last segment of its handshake goes from there to FIN_WAIT1.
         (state::SYN_SENT | state::SYN_RECV, state::ESTABLISHED | state::FIN_WAIT1) => {
@@ -83,10 +83,11 @@ fn reset(direction: usize) {
 
 /// The first state of a connection opened from here.
 #[inline(always)]
-fn connecting(sk: *const c_void, bank: *mut TcpBank) {
+fn connecting(sk: *const c_void) {
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
-    begin(sk, Role::Client, now, 0, bank);
+    // When there is no room now, there is another try when it is established.
+    begin(sk, Role::Client, now, 0);
 }
 
 /// Both ends agreed on a connection.
@@ -94,7 +95,7 @@ fn connecting(sk: *const c_void, bank: *mut TcpBank) {
 fn established(sk: *const c_void, old: u32, bank: *mut TcpBank) {
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
-    let (cgroup, role) = match socket::find(sk) {
+    let (cgroup, role, followed) = match socket::find(sk) {
         // SAFETY: socket storage and banks are map values; only this socket's own state changes write these words.
         Some(socket) => unsafe {
             if (*socket).since_ns != 0 {
@@ -102,30 +103,36 @@ fn established(sk: *const c_void, old: u32, bank: *mut TcpBank) {
             }
             (*socket).since_ns = now;
             (*socket).established = 1;
-            ((*socket).flow.cgroup, Role::Client)
+            ((*socket).flow.cgroup, Role::Client, true)
         },
         None => {
             let role = if old == state::SYN_SENT { Role::Client } else { Role::Server };
-            begin(sk, role, now, 1, bank);
-            (cgroup(sk), role)
+            let followed = begin(sk, role, now, 1);
+            (cgroup(sk), role, followed)
         }
     };
     let row = socket::row_of(cgroup, bank);
     // SAFETY: a map value.
     unsafe {
-        match role {
-            Role::Client => add(&raw mut (*row).opened[0], 1),
-            Role::Server => add(&raw mut (*row).opened[1], 1),
+        let (opened, closed) = match role {
+            Role::Client => (&raw mut (*row).opened[0], &raw mut (*row).closed[0]),
+            Role::Server => (&raw mut (*row).opened[1], &raw mut (*row).closed[1]),
+        };
+        add(opened, 1);
+        if !followed {
+            // Nothing will tell its end from that of any other, so it is no longer among those open.
+            add(closed, 1);
+            maps::lose(&raw mut (*bank).lost, Loss::SocketStorage);
         }
     }
 }
 
-/// Starts to follow a socket whose counters are all zero.
+/// Starts to follow a socket whose counters are all zero; `false` when it cannot be followed.
 #[inline(always)]
-fn begin(sk: *const c_void, role: Role, since_ns: u64, established: u64, bank: *mut TcpBank) {
+fn begin(sk: *const c_void, role: Role, since_ns: u64, established: u64) -> bool {
     let counted = FlowRow { sent_bytes: 0, received_bytes: 0, connections: 0, retransmits: 0 };
     let mut value = Socket { flow: flow(sk, PROTOCOL_TCP, role), since_ns, established, counted };
-    socket::follow(sk, &mut value, bank);
+    socket::follow(sk, &mut value)
 }
 
 /// The last state of a connection.
@@ -134,16 +141,16 @@ fn closed(sk: *const c_void, old: u32, bank: *mut TcpBank) {
     // SAFETY: `sk` is a `sock` by the tracepoint's BTF.
     let errno: u32 = unsafe { load(sk, &facts::SK_ERR) };
     let Some(socket) = socket::find(sk) else {
-        match old {
-            // Never a connection: a listener, or a socket that was never used.
-            state::CLOSE | state::LISTEN => {}
-            state::SYN_SENT | state::SYN_RECV => {
-                if old == state::SYN_SENT || errno != 0 {
-                    fail(socket::row_of(cgroup(sk), bank), errno);
-                }
-            }
+        // Never a connection: a listener, or a socket that was never used.
+        if matches!(old, state::CLOSE | state::LISTEN) {
+            return;
+        }
+        if !matches!(old, state::SYN_SENT | state::SYN_RECV) {
             // SAFETY: a map value.
-            _ => maps::lose(unsafe { &raw mut (*bank).lost }, Loss::LateAttach),
+            maps::lose(unsafe { &raw mut (*bank).lost }, Loss::LateAttach);
+        }
+        if old == state::SYN_SENT || errno != 0 {
+            fail(socket::row_of(socket::cgroup(sk), bank), errno);
         }
         return;
     };

@@ -101,7 +101,9 @@ pub extern "C" fn tcp_adopt(ctx: *const TaskFile) -> c_int {
         retransmits: moved.retransmits,
     };
     let mut value = Socket { flow: flow(sk, PROTOCOL_TCP, role), since_ns: 0, established, counted };
-    if !socket::follow(sk, &mut value, bank) {
+    if !socket::follow(sk, &mut value) {
+        // SAFETY: a map value.
+        maps::lose(unsafe { &raw mut (*bank).lost }, Loss::SocketStorage);
         return 0;
     }
     // It may have closed just before it was followed; its end was then counted as one whose beginning was not seen. If its

@@ -45,11 +45,11 @@ pub fn find(sk: *const c_void) -> Option<*mut Socket> {
     (!socket.is_null()).then_some(socket.cast())
 }
 
-/// Starts to follow a socket. `false` when it cannot be followed, which is counted as a loss.
+/// Starts to follow a socket. `false` when it cannot be followed: the limit is reached or the kernel has no memory.
 #[inline(always)]
-pub fn follow(sk: *const c_void, socket: &mut Socket, bank: *mut TcpBank) -> bool {
+pub fn follow(sk: *const c_void, socket: &mut Socket) -> bool {
     let Some(control) = CONTROL.get_ptr_mut(0) else { return false };
-    // SAFETY: `control` and `bank` are map values, `sk` is a socket by BTF.
+    // SAFETY: `control` is a map value, `sk` is a socket by BTF.
     unsafe {
         if get(&raw const (*control).sockets) < get(&raw const (*control).sockets_limit) {
             let value = ptr::from_mut(socket).cast();
@@ -59,7 +59,6 @@ pub fn follow(sk: *const c_void, socket: &mut Socket, bank: *mut TcpBank) -> boo
                 return true;
             }
         }
-        maps::lose(&raw mut (*bank).lost, Loss::SocketStorage);
     }
     false
 }
@@ -86,11 +85,12 @@ pub fn moved(sk: *const c_void) -> Option<Moved> {
         if tcp.is_null() {
             return None;
         }
+        // Before the flag, so that a FIN that comes between the two readings is a byte too few, which the next reading adds.
+        let received: u64 = load(tcp, &facts::TCP_BYTES_RECEIVED);
         // The kernel counts the FIN as a received byte; SOCK_DONE is set when one came (tcp_fin, net/ipv4/tcp_input.c, 6.18).
         let done = (load::<u64>(sk, &facts::SK_FLAGS) >> facts::value(&facts::SOCK_DONE)) & 1;
         let sent: u64 = load(tcp, &facts::TCP_BYTES_SENT);
         let resent: u64 = load(tcp, &facts::TCP_BYTES_RETRANS);
-        let received: u64 = load(tcp, &facts::TCP_BYTES_RECEIVED);
         let retransmits: u32 = load(tcp, &facts::TCP_TOTAL_RETRANS);
         let srtt_us: u32 = load(tcp, &facts::TCP_SRTT_US);
         Some(Moved {

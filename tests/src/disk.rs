@@ -10,12 +10,15 @@ use std::{
         fd::{AsRawFd as _, FromRawFd as _},
         unix::fs::OpenOptionsExt as _,
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     ptr, thread,
     time::{Duration, Instant},
 };
 
-use crate::metrics::Metrics;
+use crate::{
+    cgroup::{Cgroup, unified},
+    metrics::Metrics,
+};
 
 /// A loop device on a file in memory, with I/O that passes the page cache by: a call is a request.
 #[derive(Debug)]
@@ -149,9 +152,9 @@ impl LoopDevice {
         new
     }
 
-    /// Its path in `/dev`.
-    pub fn path(&self) -> PathBuf {
-        PathBuf::from("/dev").join(&self.name)
+    /// The path of a setting of its queue.
+    pub fn setting(&self, name: &str) -> PathBuf {
+        format!("/sys/block/{}/queue/{name}", self.name).into()
     }
 
     /// Reads so many bytes at an offset, in one request.
@@ -327,4 +330,76 @@ fn done(bytes: usize, result: isize) -> io::Result<()> {
         Ok(moved) => Err(io::Error::other(format!("{moved} of {bytes} bytes"))),
         Err(_) => Err(io::Error::last_os_error()),
     }
+}
+
+/// A cgroup that disk I/O is charged to: of the v1 hierarchy of `blkio` where the machine has that, else of cgroup2 with
+/// its controller `io`.
+#[derive(Debug)]
+pub struct IoCgroup {
+    /// The cgroup.
+    pub cgroup: Cgroup,
+    /// Where this process goes back to.
+    home: PathBuf,
+    /// Where the controller is to be turned off again.
+    turned_on: Option<PathBuf>,
+}
+
+impl IoCgroup {
+    /// Makes a cgroup with a name of its own that contains `name`.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    pub fn new(name: &str) -> Self {
+        let v1 = Path::new("/sys/fs/cgroup/blkio");
+        if v1.join("cgroup.procs").exists() {
+            let container = format!("/siskin-test-{name}-{}", std::process::id());
+            let cgroup = Cgroup::under(v1, &container);
+            return Self { cgroup, home: v1.join(own_path("blkio")), turned_on: None };
+        }
+        let control = unified().join("cgroup.subtree_control");
+        let controllers = fs::read_to_string(&control).expect("the root's controllers");
+        let is_on = controllers.split_whitespace().any(|controller| controller == "io");
+        if !is_on {
+            fs::write(&control, "+io").expect("the machine charges disk I/O to cgroups");
+        }
+        let home = unified().join(own_path(""));
+        Self { cgroup: Cgroup::new(name), home, turned_on: (!is_on).then_some(control) }
+    }
+
+    /// Runs `work` with this process in the cgroup.
+    ///
+    /// # Panics
+    /// When the process cannot move.
+    pub fn run<T>(&self, work: impl FnOnce() -> T) -> T {
+        struct Back<'a>(&'a Path);
+        impl Drop for Back<'_> {
+            fn drop(&mut self) {
+                let moved = fs::write(self.0.join("cgroup.procs"), "0");
+                assert!(thread::panicking() || moved.is_ok(), "this process cannot go back: {moved:?}");
+            }
+        }
+        self.cgroup.enter();
+        let _back = Back(&self.home);
+        work()
+    }
+}
+
+impl Drop for IoCgroup {
+    fn drop(&mut self) {
+        if let Some(control) = &self.turned_on {
+            // Whoever uses it by now keeps it.
+            let _ = fs::write(control, "-io");
+        }
+    }
+}
+
+/// The path of this process in the hierarchy of a v1 controller, or of cgroup2 for `""`, without its first slash.
+fn own_path(controller: &str) -> String {
+    let text = fs::read_to_string("/proc/self/cgroup").expect("this process's cgroups");
+    let path = text.lines().find_map(|line| {
+        let (_, of) = line.split_once(':')?;
+        let (controllers, path) = of.split_once(':')?;
+        controllers.split(',').any(|other| other == controller).then(|| path[1..].to_owned())
+    });
+    path.expect("this process is in a cgroup of the hierarchy")
 }
