@@ -150,7 +150,7 @@ fn closed(sk: *const c_void, old: u32, bank: *mut TcpBank) {
             maps::lose(unsafe { &raw mut (*bank).lost }, Loss::LateAttach);
         }
         if old == state::SYN_SENT || errno != 0 {
-            fail(socket::row_of(socket::cgroup(sk), bank), errno);
+            fail(socket::row_of(cgroup(sk), bank), errno);
         }
         return;
     };

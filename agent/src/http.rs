@@ -17,7 +17,11 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{net::TcpListener, task::JoinSet};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    task::JoinSet,
+};
 
 use crate::{
     collect::{Collector, Snapshot},
@@ -50,13 +54,14 @@ pub async fn run(
 ) -> io::Result<()> {
     let mut shutdown = pin!(shutdown);
     let mut connections = JoinSet::new();
+    let (leave, leaving) = watch::channel(());
     loop {
         tokio::select! {
             () = &mut shutdown => break,
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
             accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
                 Ok((stream, _)) => {
-                    connections.spawn(serve(TokioIo::new(stream), Arc::clone(&site)));
+                    connections.spawn(serve(TokioIo::new(stream), Arc::clone(&site), leaving.clone()));
                 }
                 // Out of descriptors, or a peer that went away: neither ends the server.
                 Err(error) => {
@@ -67,21 +72,31 @@ pub async fn run(
         }
     }
     drop(listener);
-    // A kept-alive connection without a request would wait for ever, so the grace is short and then all end.
+    // Idle connections end at once, those with a request after their answer; a client that does not read it is cut off.
+    drop(leave);
     let _ = tokio::time::timeout(GRACE, async { while connections.join_next().await.is_some() {} }).await;
     Ok(())
 }
 
-async fn serve(stream: TokioIo<tokio::net::TcpStream>, site: Arc<Site>) {
+async fn serve(stream: TokioIo<TcpStream>, site: Arc<Site>, mut leaving: watch::Receiver<()>) {
     let service = service_fn(move |request| {
         let site = Arc::clone(&site);
         async move { Ok::<_, Infallible>(respond(&request, site).await) }
     });
-    let served = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
-        .serve_connection(stream, service)
-        .await;
+    let mut connection = pin!(
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_TIMEOUT)
+            .serve_connection(stream, service)
+    );
+    let served = tokio::select! {
+        served = connection.as_mut() => served,
+        // Never changes: an error says that the sender is gone.
+        _ = leaving.changed() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
     if let Err(error) = served {
         tracing::debug!("connection ended: {error}");
     }
