@@ -1,0 +1,337 @@
+//! The controller: from what the last tick cost to how the next one samples. Pure.
+//!
+//! Once per tick it learns how often each hot probe's programs ran, how many events they were offered, and what a full
+//! run takes. From these it plans the next tick as if the load stayed:
+//!
+//! * **Shedding** is immediate. While the plan is over the target, the period of one probe is doubled: the one where the
+//!   doubling saves most per information lost. Doubling N saves half of the probe's cost of full runs and adds N/n to
+//!   the relative variance of its totals, n being its events per tick.
+//! * When all periods are at their limit, or the runs that are passed over alone cost too much, a probe is attached for a
+//!   share of the time only: a power of two, so that weights stay powers of two.
+//! * **Recovery** is slow: one step of one probe per tick, only when the plan with that step stays below a lower mark, and
+//!   only after three such ticks in a row.
+//!
+//! **Why it does not oscillate.** A shedding step halves a part of the cost, so the plan after shedding lies below the
+//! target, and a recovery step at most doubles it. The plan is evaluated with the step before it is taken and must lie below
+//! [`RECOVER`] of the budget, while shedding begins at [`TARGET`]: at a constant load a step that recovery takes is never
+//! one that shedding takes back. A load that swings within the three calm ticks is met by its highest cost.
+
+use siskin_ebpf::{MAX_PERIOD_LOG2, Probe};
+
+/// Share of the budget that shedding plans for; the rest is for what grows within a tick.
+pub const TARGET: f64 = 0.8;
+/// Share of the budget that a plan with one step less shedding must stay below.
+pub const RECOVER: f64 = 0.65;
+/// Ticks in a row in which it must.
+pub const CALM_TICKS: u32 = 3;
+/// Smallest share of the time that a probe is attached for, as a power of two.
+pub const MAX_DUTY_LOG2: u64 = 6;
+
+/// What a hot probe was asked to do in the last tick, scaled to a probe that is attached all the time.
+#[derive(Clone, Copy, Debug)]
+pub struct Load {
+    /// The probe.
+    pub probe: Probe,
+    /// Runs of its programs per second.
+    pub runs: f64,
+    /// Events per second among them that could be taken.
+    pub events: f64,
+    /// Seconds that taking one costs.
+    pub event_seconds: f64,
+}
+
+/// What the last tick cost.
+#[derive(Clone, Debug, Default)]
+pub struct Cost {
+    /// Cores that cannot be shed: the process and the programs that count every event.
+    pub fixed_cores: f64,
+    /// Seconds that a run costs whose event is passed over.
+    pub run_seconds: f64,
+    /// The hot probes.
+    pub loads: Vec<Load>,
+}
+
+/// How a hot probe samples.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// The probe.
+    pub probe: Probe,
+    /// One in 2^this many events is taken.
+    pub period_log2: u64,
+    /// It is attached for 1/2^this of the time.
+    pub duty_log2: u64,
+    /// Whether it is detached altogether, because there is no budget.
+    pub detached: bool,
+}
+
+/// The controller's memory.
+#[derive(Clone, Debug)]
+pub struct Controller {
+    budget_cores: f64,
+    settings: Vec<Setting>,
+    calm: u32,
+}
+
+impl Controller {
+    /// A controller for these hot probes that begins with every event taken.
+    pub fn new(budget_cores: f64, probes: &[Probe]) -> Self {
+        let setting = |probe: &Probe| Setting {
+            probe: *probe,
+            period_log2: 0,
+            duty_log2: 0,
+            detached: budget_cores <= 0.0,
+        };
+        Self { budget_cores, settings: probes.iter().map(setting).collect(), calm: 0 }
+    }
+
+    /// Changes the budget; what follows from it is decided at the next tick.
+    pub fn set_budget(&mut self, budget_cores: f64) {
+        self.budget_cores = budget_cores;
+        for setting in &mut self.settings {
+            setting.detached = budget_cores <= 0.0;
+        }
+    }
+
+    /// The budget in cores.
+    pub fn budget_cores(&self) -> f64 {
+        self.budget_cores
+    }
+
+    /// How every hot probe samples now.
+    pub fn settings(&self) -> &[Setting] {
+        &self.settings
+    }
+
+    /// Decides how the next tick samples. Returns whether anything changed.
+    pub fn step(&mut self, cost: &Cost) -> bool {
+        if self.budget_cores <= 0.0 {
+            return false;
+        }
+        let before = self.settings.clone();
+        while self.plan(cost, &self.settings) > self.budget_cores * TARGET {
+            if !self.shed(cost) {
+                break;
+            }
+        }
+        if self.settings != before {
+            self.calm = 0;
+            return true;
+        }
+        match self.recovery(cost) {
+            Some(settings) => {
+                self.calm += 1;
+                if self.calm < CALM_TICKS {
+                    return false;
+                }
+                self.settings = settings;
+                true
+            }
+            None => {
+                self.calm = 0;
+                false
+            }
+        }
+    }
+
+    /// Cores that the next tick would cost with these settings.
+    fn plan(&self, cost: &Cost, settings: &[Setting]) -> f64 {
+        let of = |setting: &Setting| {
+            let Some(load) = load_of(cost, setting.probe) else { return 0.0 };
+            let taken = load.events * (-(setting.period_log2 as f64)).exp2() * load.event_seconds;
+            (load.runs * cost.run_seconds + taken) * (-(setting.duty_log2 as f64)).exp2()
+        };
+        cost.fixed_cores + settings.iter().map(of).sum::<f64>()
+    }
+
+    /// Takes the shedding step that saves most per information lost. `false` when there is none left.
+    fn shed(&mut self, cost: &Cost) -> bool {
+        let plan = self.plan(cost, &self.settings);
+        let mut best: Option<(f64, usize, Setting)> = None;
+        for (index, setting) in self.settings.iter().enumerate() {
+            let Some(load) = load_of(cost, setting.probe) else { continue };
+            for step in steps(setting) {
+                let mut settings = self.settings.clone();
+                settings[index] = step;
+                let saved = plan - self.plan(cost, &settings);
+                let lost = variance(load, &step) - variance(load, setting);
+                let worth = saved / lost.max(f64::MIN_POSITIVE);
+                if saved > 0.0 && best.as_ref().is_none_or(|(other, _, _)| worth > *other) {
+                    best = Some((worth, index, step));
+                }
+            }
+        }
+        let Some((_, index, step)) = best else { return false };
+        self.settings[index] = step;
+        true
+    }
+
+    /// The settings with one step less shedding that a plan below the lower mark allows and that brings back most.
+    fn recovery(&self, cost: &Cost) -> Option<Vec<Setting>> {
+        let mut best: Option<(f64, Vec<Setting>)> = None;
+        for (index, setting) in self.settings.iter().enumerate() {
+            for step in steps_back(setting) {
+                let mut settings = self.settings.clone();
+                settings[index] = step;
+                if self.plan(cost, &settings) >= self.budget_cores * RECOVER {
+                    continue;
+                }
+                // A probe without load gains nothing and costs nothing: last, but still.
+                let gained = load_of(cost, setting.probe)
+                    .map_or(0.0, |load| variance(load, setting) - variance(load, &step));
+                if best.as_ref().is_none_or(|(other, _)| gained > *other) {
+                    best = Some((gained, settings));
+                }
+            }
+        }
+        best.map(|(_, settings)| settings)
+    }
+}
+
+fn load_of(cost: &Cost, probe: Probe) -> Option<&Load> {
+    cost.loads.iter().find(|load| load.probe == probe)
+}
+
+/// The next steps of shedding. A smaller share of the time comes with clustered events, so it costs more information than
+/// a period of the same weight; `variance` knows.
+fn steps(setting: &Setting) -> impl Iterator<Item = Setting> {
+    let longer = Setting { period_log2: setting.period_log2 + 1, ..*setting };
+    let rarer = Setting { duty_log2: setting.duty_log2 + 1, ..*setting };
+    [longer, rarer].into_iter().filter(|step| {
+        step.period_log2 + step.duty_log2 <= MAX_PERIOD_LOG2 && step.duty_log2 <= MAX_DUTY_LOG2
+    })
+}
+
+/// The inverse steps.
+fn steps_back(setting: &Setting) -> impl Iterator<Item = Setting> {
+    let shorter = setting.period_log2.checked_sub(1).map(|period_log2| Setting { period_log2, ..*setting });
+    let oftener = setting.duty_log2.checked_sub(1).map(|duty_log2| Setting { duty_log2, ..*setting });
+    [shorter, oftener].into_iter().flatten()
+}
+
+/// The relative variance of a probe's total over a tick: (N-1)/n for the period, and (D-1) for a share 1/D of the time,
+/// as if each tick's events came in one lump: the worst case.
+fn variance(load: &Load, setting: &Setting) -> f64 {
+    let period = (setting.period_log2 as f64).exp2();
+    let duty = (setting.duty_log2 as f64).exp2();
+    (period - 1.0) * duty / load.events.max(1.0) + (duty - 1.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PROBES: [Probe; 2] = [Probe::Disk, Probe::Udp];
+
+    /// What a machine would cost in a tick: events per second of both probes against the settings.
+    fn cost(disk: f64, udp: f64) -> Cost {
+        Cost {
+            fixed_cores: 0.001,
+            run_seconds: 60e-9,
+            loads: vec![
+                Load { probe: Probe::Disk, runs: disk, events: disk, event_seconds: 600e-9 },
+                Load { probe: Probe::Udp, runs: udp, events: udp, event_seconds: 300e-9 },
+            ],
+        }
+    }
+
+    /// Runs ticks of a load and returns the cost of each, as the settings of its beginning make it.
+    fn simulate(
+        controller: &mut Controller,
+        ticks: usize,
+        load: impl Fn(usize) -> Cost,
+    ) -> Vec<(f64, Vec<Setting>)> {
+        (0..ticks)
+            .map(|tick| {
+                let cost = load(tick);
+                let cores = controller.plan(&cost, controller.settings());
+                let settings = controller.settings().to_vec();
+                controller.step(&cost);
+                (cores, settings)
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_step_is_met_after_one_tick_at_any_height() {
+        for budget in [0.005, 0.01, 0.05] {
+            for rate in [1e3, 1e4, 1e5, 1e6, 3e6] {
+                let mut controller = Controller::new(budget, &PROBES);
+                let run = simulate(&mut controller, 20, |tick| {
+                    if tick < 3 { cost(0.0, 0.0) } else { cost(rate / 10.0, rate) }
+                });
+                for (tick, (cores, settings)) in run.iter().enumerate().filter(|(tick, _)| *tick != 3) {
+                    assert!(*cores <= budget, "{cores} of {budget} at {rate}/s, tick {tick}: {settings:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_constant_load_never_oscillates() {
+        for exponent in 30..70 {
+            let rate = 1.3f64.powi(exponent);
+            let mut controller = Controller::new(0.01, &PROBES);
+            let run = simulate(&mut controller, 200, |_| cost(rate / 7.0, rate));
+            let last = &run[199].1;
+            assert!(run[60..].iter().all(|(_, settings)| settings == last), "still moving at {rate}/s");
+        }
+    }
+
+    #[test]
+    fn an_oscillating_load_is_met_by_its_peaks() {
+        let mut controller = Controller::new(0.01, &PROBES);
+        let run = simulate(&mut controller, 100, |tick| cost(0.0, if tick % 2 == 0 { 1e5 } else { 1e3 }));
+        for (cores, _) in &run[1..] {
+            assert!(*cores <= 0.01, "{cores}");
+        }
+    }
+
+    #[test]
+    fn a_ramp_is_followed_down_again() {
+        let mut controller = Controller::new(0.01, &PROBES);
+        let rate = |tick: usize| 2e5 * (1.0 - (tick as f64 / 60.0 - 1.0).abs()).max(0.0);
+        let run = simulate(&mut controller, 200, |tick| cost(0.0, rate(tick)));
+        for (cores, _) in &run {
+            assert!(*cores <= 0.011, "{cores}");
+        }
+        let (_, settings) = &run[199];
+        assert!(
+            settings.iter().all(|setting| setting.period_log2 == 0 && setting.duty_log2 == 0),
+            "{settings:?}"
+        );
+    }
+
+    #[test]
+    fn a_load_that_no_sampling_affords_gets_a_share_of_the_time() {
+        let mut controller = Controller::new(0.005, &PROBES);
+        // 3 million runs cost 0.18 cores before one event is taken.
+        let run = simulate(&mut controller, 20, |_| cost(0.0, 3e6));
+        let (cores, settings) = &run[19];
+        assert!(*cores <= 0.005, "{cores}");
+        assert!(settings[1].duty_log2 >= 5, "{settings:?}");
+        assert_eq!(settings[0].duty_log2, 0, "the probe without load keeps watching: {settings:?}");
+    }
+
+    #[test]
+    fn the_probe_with_more_events_is_shed_first() {
+        let mut controller = Controller::new(0.01, &PROBES);
+        simulate(&mut controller, 5, |_| cost(5e3, 2e4));
+        let [disk, udp] = controller.settings() else { panic!("two probes") };
+        assert!(udp.period_log2 > disk.period_log2, "{udp:?} {disk:?}");
+    }
+
+    #[test]
+    fn a_budget_can_change_and_be_nothing() {
+        let mut controller = Controller::new(0.05, &PROBES);
+        simulate(&mut controller, 10, |_| cost(0.0, 1e5));
+        let generous = controller.settings()[1].period_log2;
+        controller.set_budget(0.01);
+        let run = simulate(&mut controller, 10, |_| cost(0.0, 1e5));
+        assert!(run[1].0 <= 0.01 && controller.settings()[1].period_log2 > generous);
+        controller.set_budget(0.0);
+        assert!(controller.settings().iter().all(|setting| setting.detached));
+        assert!(!controller.step(&cost(1e5, 1e5)));
+        controller.set_budget(0.05);
+        assert!(controller.settings().iter().all(|setting| !setting.detached));
+    }
+}
