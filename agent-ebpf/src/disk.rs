@@ -73,10 +73,11 @@ fn completed(ctx: &BtfTracePointContext, failed: bool, weight: Option<Weight>) {
             add(&raw mut (*row).errors, 1);
         }
         let Some(weight) = weight else { return };
-        let variance = &raw mut (*bank).variance;
+        let (total, variance) = (&raw mut (*bank).total, &raw mut (*bank).variance);
         let work = workload_row(rq, op, bank);
         add(&raw mut (*row).bytes, weight.of(bytes.into()));
         add(&raw mut (*work).bytes, weight.of(bytes.into()));
+        add(&raw mut (*total).bytes, weight.of(bytes.into()));
         weight.spread(&raw mut (*variance).bytes, bytes.into(), BYTES_UNIT_LOG2);
         if bytes < left {
             return;
@@ -87,11 +88,13 @@ fn completed(ctx: &BtfTracePointContext, failed: bool, weight: Option<Weight>) {
         if issued != 0 && (op != DiskOp::Write || bytes != 0) {
             let device_ns = now.saturating_sub(issued);
             maps::observe(&raw mut (*row).device, device_ns, weight);
+            add(&raw mut (*total).device_ns, weight.of(device_ns));
             weight.spread(&raw mut (*variance).device, device_ns, NS_UNIT_LOG2);
         }
         if !data_only {
             add(&raw mut (*row).ios, weight.of(1));
             add(&raw mut (*work).ios, weight.of(1));
+            add(&raw mut (*total).ios, weight.of(1));
             weight.spread(&raw mut (*variance).ios, 1, 0);
             // Without the flag the time is zero or, since 6.13, what an earlier request left there. Flushes do not have the
             // flag, and always the time (blk_rq_init, block/blk-mq.c, 6.18).
@@ -99,6 +102,7 @@ fn completed(ctx: &BtfTracePointContext, failed: bool, weight: Option<Weight>) {
             if queued != 0 {
                 let total_ns = now.saturating_sub(queued);
                 maps::observe(&raw mut (*row).total, total_ns, weight);
+                add(&raw mut (*total).total_ns, weight.of(total_ns));
                 weight.spread(&raw mut (*variance).total, total_ns, NS_UNIT_LOG2);
             } else {
                 // The queue keeps no statistics (queue/iostats is 0), or not of such requests.

@@ -42,6 +42,7 @@ pub fn take(slot: *mut Slot, probe: Probe) -> Option<Weight> {
         let rate = (&raw const (*control).rates).cast::<Rate>().add(probe as usize);
         let rate = Rate {
             period_log2: get(&raw const (*rate).period_log2),
+            duty_log2: get(&raw const (*rate).duty_log2),
             tick: get(&raw const (*rate).tick),
             allowance: get(&raw const (*rate).allowance),
         };

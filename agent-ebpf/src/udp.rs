@@ -75,7 +75,9 @@ fn count(sk: *const c_void, bytes: u64, direction: usize, weight: Weight, bank: 
     unsafe {
         add((&raw mut (*row).bytes).cast::<u64>().add(direction), weight.of(bytes));
         add((&raw mut (*row).datagrams).cast::<u64>().add(direction), weight.of(1));
-        let variance = &raw mut (*bank).variance;
+        let (total, variance) = (&raw mut (*bank).total, &raw mut (*bank).variance);
+        add((&raw mut (*total).bytes).cast::<u64>().add(direction), weight.of(bytes));
+        add((&raw mut (*total).datagrams).cast::<u64>().add(direction), weight.of(1));
         weight.spread((&raw mut (*variance).bytes).cast::<u64>().add(direction), bytes, UNIT_LOG2);
         weight.spread((&raw mut (*variance).datagrams).cast::<u64>().add(direction), 1, 0);
     }

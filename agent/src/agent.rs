@@ -1,17 +1,17 @@
 //! The agent's life: load, attach, serve, let go.
 
-use std::{io, os::fd::AsFd as _, sync::Arc, time::Duration};
+use std::{io, os::fd::AsFd as _, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, anyhow};
 use siskin_ebpf::{Probe, Rate, Slots, map};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
-    time::{MissedTickBehavior, interval},
+    time::{MissedTickBehavior, interval, sleep_until},
 };
 
 use crate::{
-    budget::meter::Meter,
+    budget::{Budget, controller::Setting, cores, meter::Meter},
     cli::Run,
     collect::{Collector, State},
     flows::FlowTable,
@@ -26,10 +26,7 @@ use crate::{
     workload::Workloads,
 };
 
-/// Probes whose events are sampled.
-const HOT: [Probe; 2] = [Probe::Disk, Probe::Udp];
-
-/// How often tables are looked at between scrapes.
+/// How often the budget decides, and tables are looked at between scrapes.
 const TICK: Duration = Duration::from_secs(1);
 
 /// Runs the agent until SIGTERM or SIGINT.
@@ -71,7 +68,10 @@ async fn serve(flags: &Run) -> anyhow::Result<()> {
     let site = Arc::new(site);
     tracing::info!("serving on http://{address}{}", flags.telemetry_path);
 
-    let ticker = tokio::spawn(relieve(Arc::clone(&site)));
+    let ticker = tokio::spawn(tick(Arc::clone(&site)));
+    if let Some(file) = flags.cpu_file.clone() {
+        tokio::spawn(reload(Arc::clone(&site), file));
+    }
     let shutdown = async {
         let signal = tokio::select! {
             _ = terminate.recv() => "SIGTERM",
@@ -139,13 +139,23 @@ fn start(flags: &Run) -> anyhow::Result<State> {
     let workloads =
         Workloads::new(flags.paths.cgroup.clone(), flags.paths.procfs.clone(), limits.workloads as usize);
     let flows = FlowTable::new(limits.flows as usize);
-    let slots = Bank::new(kernel.map(map::SLOTS)?, size_of::<Slots>(), possible_cpus()?);
-    let rate = Rate { period_log2: flags.sampling_period.ilog2().into(), ..Rate::default() };
-    for probe in HOT {
-        kernel.control.set_rate(probe, &rate);
+    let cpus = possible_cpus()?;
+    let meter = Meter::new(Bank::new(kernel.map(map::SLOTS)?, size_of::<Slots>(), cpus));
+    let running: Vec<_> = readers.iter().map(|reader| reader.probe()).collect();
+    let cores = match (flags.sampling_period, &flags.cpu_file) {
+        (Some(_), _) => None,
+        (None, Some(file)) => Some(cores::read(file).map_err(anyhow::Error::msg)?),
+        (None, None) => Some(flags.cpu),
+    };
+    let budget = Budget::new(meter, cores, &running, cpus);
+    if let Some(period) = flags.sampling_period {
+        let rate = Rate { period_log2: period.ilog2().into(), ..Rate::default() };
+        for probe in Probe::ALL {
+            kernel.control.set_rate(probe, &rate);
+        }
     }
     let plans = plans.into_iter().map(|(_, plan)| plan).collect();
-    Ok(State::new(kernel, readers, workloads, flows, Meter::new(slots), plans, flags.memory, enabled))
+    Ok(State::new(kernel, readers, workloads, flows, budget, plans, flags.memory, enabled))
 }
 
 /// Reading the kernel's types took tens of megabytes in many small pieces; the allocator would keep them.
@@ -160,15 +170,77 @@ fn give_back_memory() {
 /// Words of the element of the `control` map.
 const CONTROL_WORDS: usize = size_of::<siskin_ebpf::Control>() / 8;
 
-/// Keeps tables from filling up between scrapes.
-async fn relieve(site: Arc<Site>) {
+/// Ends a tick every second: empties tables that fill up, lets the budget decide, and attaches each hot probe for the share
+/// of the second that it may have.
+async fn tick(site: Arc<Site>) {
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut detached = Vec::new();
     loop {
-        ticks.tick().await;
-        let site = Arc::clone(&site);
-        if let Err(error) = tokio::task::spawn_blocking(move || site.collector.relieve()).await {
-            tracing::error!("a reading failed: {error}");
+        let begin = ticks.tick().await;
+        let settings = blocking(&site, |collector| {
+            collector.relieve();
+            collector.tick()
+        })
+        .await
+        .unwrap_or_default();
+        for (after, probe, attach) in switches(&settings, &detached) {
+            sleep_until(begin + after).await;
+            blocking(&site, move |collector| collector.attach(probe, attach)).await;
+            if attach {
+                detached.retain(|other| *other != probe);
+            } else {
+                detached.push(probe);
+            }
+        }
+    }
+}
+
+/// When in a tick to attach (`true`) and detach hot probes, in order of time, given which are detached now.
+fn switches(settings: &[Setting], detached: &[Probe]) -> Vec<(Duration, Probe, bool)> {
+    let mut switches = Vec::new();
+    for setting in settings {
+        let is_detached = detached.contains(&setting.probe);
+        if setting.detached || setting.duty_log2 > 0 {
+            if !is_detached {
+                switches.push((Duration::ZERO, setting.probe, false));
+            }
+        } else if is_detached {
+            switches.push((Duration::ZERO, setting.probe, true));
+        }
+        if !setting.detached && setting.duty_log2 > 0 {
+            let window = TICK / (1 << setting.duty_log2);
+            // Anywhere in the tick with equal chance, but for the time that a decision takes.
+            let latest = TICK - window - TICK / 16;
+            let begin = latest.mul_f64(f64::from(fastrand::f32()));
+            switches.push((begin, setting.probe, true));
+            switches.push((begin + window, setting.probe, false));
+        }
+    }
+    switches.sort_by_key(|(after, _, _)| *after);
+    switches
+}
+
+/// Runs work that takes the collector's lock away from the thread that serves.
+async fn blocking<T: Send + 'static>(
+    site: &Arc<Site>,
+    work: impl FnOnce(&Collector) -> T + Send + 'static,
+) -> Option<T> {
+    let site = Arc::clone(site);
+    let done = tokio::task::spawn_blocking(move || work(&site.collector)).await;
+    done.inspect_err(|error| tracing::error!("a reading failed: {error}")).ok()
+}
+
+/// Reads the CPU budget again on SIGHUP.
+async fn reload(site: Arc<Site>, file: PathBuf) {
+    let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
+    while hangup.recv().await.is_some() {
+        match cores::read(&file) {
+            Ok(cores) => {
+                tracing::info!("SIGHUP: CPU budget is now {cores} cores");
+                blocking(&site, move |collector| collector.set_budget(cores)).await;
+            }
+            Err(error) => tracing::warn!("SIGHUP: the CPU budget stays as it is: {error}"),
         }
     }
 }

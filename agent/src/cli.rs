@@ -6,7 +6,7 @@ use bytesize::ByteSize;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use siskin_ebpf::{MAX_PERIOD_LOG2, Probe};
 
-use crate::probes::Limits;
+use crate::{budget::cores, probes::Limits};
 
 /// eBPF host telemetry: network flows, processes and disk I/O, served to Prometheus.
 #[derive(Debug, Parser)]
@@ -57,6 +57,15 @@ pub struct Run {
     #[arg(long = "collect.min-interval", value_name = "DURATION", default_value = "1s", value_parser = duration)]
     pub min_interval: Duration,
 
+    /// CPU that Siskin may take, its programs and its process together: millicores (10m), cores (0.01), a percentage of
+    /// one core (1%), or unlimited
+    #[arg(long = "budget.cpu", value_name = "CPU", default_value = "10m", value_parser = cores::parse)]
+    pub cpu: f64,
+
+    /// A file with the value of --budget.cpu, which it replaces; read again on SIGHUP
+    #[arg(long = "budget.cpu-file", value_name = "FILE")]
+    pub cpu_file: Option<PathBuf>,
+
     /// Most kernel memory that maps may take, in bytes or with a unit (MiB is 2^20, MB is 10^6)
     #[arg(long = "budget.memory", value_name = "BYTES", default_value = "64MiB", value_parser = bytes)]
     pub memory: u64,
@@ -77,9 +86,9 @@ pub struct Run {
     #[arg(long = "debug.program-stats")]
     pub program_stats: bool,
 
-    /// Take one hot event in this many, a power of two, instead of what a budget would say
-    #[arg(long = "debug.sampling-period", value_name = "EVENTS", default_value_t = 1, value_parser = period)]
-    pub sampling_period: u32,
+    /// Take one hot event in this many, a power of two, whatever it costs
+    #[arg(long = "debug.sampling-period", value_name = "EVENTS", value_parser = period, conflicts_with_all = ["cpu", "cpu_file"])]
+    pub sampling_period: Option<u32>,
 
     /// Least severe messages to log
     #[arg(long = "log.level", value_name = "LEVEL", default_value = "info")]

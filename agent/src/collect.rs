@@ -10,7 +10,7 @@ use prometheus::{core::Collector as _, process_collector::ProcessCollector, prot
 use siskin_ebpf::Probe;
 
 use crate::{
-    budget::meter::Meter,
+    budget::{Budget, controller::Setting},
     flows::{FlowTable, Protocol},
     kernel::{loader::Kernel, memory::Plan},
     metrics::{self, Exposition, NANOS},
@@ -50,8 +50,8 @@ pub struct State {
     pub workloads: Workloads,
     /// With whom.
     pub flows: FlowTable,
-    /// What the programs cost.
-    pub meter: Meter,
+    /// What Siskin costs and sheds.
+    pub budget: Budget,
     /// The maps and their sizes.
     pub plans: Vec<Plan>,
     /// `--budget.memory`.
@@ -71,7 +71,7 @@ impl State {
         readers: Vec<Box<dyn Reader>>,
         workloads: Workloads,
         flows: FlowTable,
-        meter: Meter,
+        budget: Budget,
         plans: Vec<Plan>,
         memory_limit_bytes: u64,
         enabled: Vec<Probe>,
@@ -81,7 +81,7 @@ impl State {
             readers,
             workloads,
             flows,
-            meter,
+            budget,
             plans,
             memory_limit_bytes,
             enabled,
@@ -121,6 +121,41 @@ impl Collector {
         state.read(|fills_up| fills_up);
     }
 
+    /// Ends a tick of the budget. Returns how the hot probes sample in the next.
+    pub fn tick(&self) -> Vec<Setting> {
+        let mut state = self.lock();
+        let State { budget, kernel, readers, .. } = &mut *state;
+        for reader in readers.iter_mut() {
+            let duty_log2 = kernel.control.rate(reader.probe()).duty_log2;
+            if let Err(error) = reader.tick(duty_log2) {
+                tracing::warn!("cannot read probe {}: {error}", reader.probe().name());
+            }
+        }
+        match budget.tick(&kernel.control) {
+            Ok(Some(line)) => tracing::info!("{line}"),
+            Ok(None) => {}
+            Err(error) => tracing::warn!("cannot read what the programs cost: {error}"),
+        }
+        budget.settings().to_vec()
+    }
+
+    /// Attaches a hot probe or detaches it.
+    pub fn attach(&self, probe: Probe, attach: bool) {
+        let mut state = self.lock();
+        let State { budget, kernel, .. } = &mut *state;
+        let result = if attach { kernel.resume(probe) } else { kernel.pause(probe) };
+        budget.attached(probe, attach);
+        if let Err(error) = result {
+            let what = if attach { "attach" } else { "detach" };
+            tracing::warn!("cannot {what} probe {}: {error:#}", probe.name());
+        }
+    }
+
+    /// Changes the CPU budget.
+    pub fn set_budget(&self, cores: f64) {
+        self.lock().budget.set_cores(cores);
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // A reading that panicked left totals that are whole: each row is added at once.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -132,7 +167,7 @@ impl State {
     fn read(&mut self, wanted: impl Fn(bool) -> bool) {
         let mut all = true;
         self.workloads.begin();
-        if let Err(error) = self.meter.read() {
+        if let Err(error) = self.budget.read() {
             all = false;
             tracing::warn!("cannot read what the programs cost: {error}");
         }
@@ -229,7 +264,7 @@ impl State {
         for (probe, misses) in missed {
             out.counter(&metrics::LOST, &[probe, "recursion"], misses as f64);
         }
-        self.meter.describe(out);
+        self.budget.describe(out);
     }
 
     fn describe_maps(&self, out: &mut Exposition) {

@@ -1,10 +1,45 @@
 //! From variances to standard errors. Pure.
 
-/// The standard error of a total, from the sum of N(N-1) v² over the taken events: the estimate of its variance.
+/// The standard error of a total, from the sum of N(N-1) v² over the taken events, v in units of `unit`, and the variance
+/// of its clusters.
 ///
-/// At ratio 1 every weight N is 1, so the sum stays 0 and the total is exact.
-pub fn standard_error(variance: u64) -> f64 {
-    (variance as f64).sqrt()
+/// At ratio 1 every weight N is 1 and there are no clusters, so the error is 0 and the total is exact.
+pub fn standard_error(variance: u64, unit: f64, clusters: f64) -> f64 {
+    (variance as f64 * unit * unit + clusters).sqrt()
+}
+
+/// Variances of N totals of a probe that is attached for a share of the time.
+///
+/// One window in D is watched, at a random place. A window's total x, standing for D windows, is an estimate X = D x of the
+/// tick's total; when nothing is known of the other windows its variance is estimated by (D²-D) x² = (1-1/D) X², as if
+/// each window were drawn alone. That is the worst case, and right for a load that comes in bursts.
+#[derive(Clone, Copy, Debug)]
+pub struct Clusters<const N: usize> {
+    last: [u64; N],
+    variances: [f64; N],
+}
+
+impl<const N: usize> Default for Clusters<N> {
+    fn default() -> Self {
+        Self { last: [0; N], variances: [0.0; N] }
+    }
+}
+
+impl<const N: usize> Clusters<N> {
+    /// Ends a tick, with the totals as they stand and the share 1/D that was watched.
+    pub fn tick(&mut self, totals: [u64; N], duty_log2: u64) {
+        let share = (-(duty_log2 as f64)).exp2();
+        for ((last, variance), total) in self.last.iter_mut().zip(&mut self.variances).zip(totals) {
+            let estimate = total.wrapping_sub(*last) as f64;
+            *last = total;
+            *variance += (1.0 - share) * estimate * estimate;
+        }
+    }
+
+    /// The variance of the n-th total so far.
+    pub fn variance(&self, n: usize) -> f64 {
+        self.variances[n]
+    }
 }
 
 #[cfg(test)]
@@ -14,9 +49,21 @@ mod tests {
 
     #[test]
     fn weight_one_is_exact_and_weight_n_is_not() {
-        assert_eq!(standard_error(variance(0, 1000)), 0.0);
+        assert_eq!(standard_error(variance(0, 1000), 512.0, 0.0), 0.0);
         // One event taken at 1 in 4 stands for four, give or take the square root of 4 times 3.
-        assert_eq!(standard_error(variance(2, 1)), 12f64.sqrt());
+        assert_eq!(standard_error(variance(2, 1), 1.0, 0.0), 12f64.sqrt());
+    }
+
+    #[test]
+    fn watching_half_of_the_time_errs_as_half_the_windows_do() {
+        // Windows of 10 events, each watched or not by the toss of a coin: an estimate of 20 or 0, variance 100.
+        let mut clusters = Clusters::default();
+        for tick in 1..=1000 {
+            clusters.tick([20 * (tick / 2)], 1);
+        }
+        assert_eq!(clusters.variance(0), 500.0 * 200.0);
+        clusters.tick([20 * 500 + 7], 0);
+        assert_eq!(clusters.variance(0), 500.0 * 200.0, "all of the time is no cluster");
     }
 
     #[test]

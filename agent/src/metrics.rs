@@ -153,6 +153,9 @@ metrics! {
         "Time each program ran, with its dispatch, measured by itself.";
     PROGRAM_RUNS = Counter Agent "siskin_program_runs_total" ["program"]
         "Runs of each program.";
+    BUDGET_CPU = Gauge Agent "siskin_budget_cpu_cores" [] "The CPU that Siskin may take, its programs and its process together.";
+    BUDGET_DUTY = Gauge Agent "siskin_budget_duty_ratio" ["probe"]
+        "Share of the time for which a probe is attached, because of the budget.";
     BUDGET_MEMORY = Gauge Agent "siskin_budget_memory_bytes" [] "The most kernel memory that maps may take.";
     MAPS_MEMORY = Gauge Agent "siskin_maps_memory_bytes" []
         "The most kernel memory that the maps can take, computed before they were made.";

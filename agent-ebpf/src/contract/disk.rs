@@ -66,6 +66,20 @@ pub struct DiskRow {
     pub device: Latency,
 }
 
+/// Totals over all devices and operations, which are the totals over all workloads too.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DiskTotal {
+    /// Requests.
+    pub ios: u64,
+    /// Bytes.
+    pub bytes: u64,
+    /// Nanoseconds of total latencies.
+    pub total_ns: u64,
+    /// Nanoseconds of device latencies.
+    pub device_ns: u64,
+}
+
 /// Variances of the totals over all devices and operations, which are the totals over all workloads too.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
@@ -88,7 +102,9 @@ pub struct DiskBank {
     pub other: [DiskRow; 5],
     /// What did not fit the table of workloads, by [`DiskOp`].
     pub workload_other: [DiskWorkloadRow; 5],
-    /// Variances.
+    /// Totals over all devices and operations.
+    pub total: DiskTotal,
+    /// Their variances.
     pub variance: DiskVariance,
     /// Losses by [`Loss`](crate::Loss).
     pub lost: [u64; LOSSES],

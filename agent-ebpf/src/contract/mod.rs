@@ -13,7 +13,9 @@ mod udp;
 mod words;
 
 pub use control::{Control, LOSSES, Loss, PROBES, Probe, TABLES, Table};
-pub use disk::{DiskBank, DiskKey, DiskOp, DiskRow, DiskVariance, DiskWorkloadKey, DiskWorkloadRow};
+pub use disk::{
+    DiskBank, DiskKey, DiskOp, DiskRow, DiskTotal, DiskVariance, DiskWorkloadKey, DiskWorkloadRow,
+};
 pub use fields::{ABSENT, Bits, Need};
 pub use histogram::{Histogram, Latency, Lifetime};
 pub use meter::{PROGRAMS, Program, Slot, Slots};

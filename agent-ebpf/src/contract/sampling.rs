@@ -16,6 +16,8 @@ pub const MAX_PERIOD_LOG2: u64 = 20;
 pub struct Rate {
     /// The period N as a power of two.
     pub period_log2: u64,
+    /// The program is attached for 1 in 2^this of the time: what it takes then stands for the rest as well.
+    pub duty_log2: u64,
     /// Number of the controller's tick. A CPU's allowance begins anew with each.
     pub tick: u64,
     /// Events that one CPU takes per tick before it doubles its own period; 0 is no limit.
@@ -56,7 +58,7 @@ impl Sampler {
         let weight_log2 = rate.period_log2 + self.doublings;
         if weight_log2 == 0 && rate.allowance == 0 {
             self.taken += 1;
-            return Some(0);
+            return Some(rate.duty_log2);
         }
         // At most MAX_PERIOD_LOG2, and where the verifier sees it.
         let weight_log2 = if weight_log2 < MAX_PERIOD_LOG2 { weight_log2 } else { MAX_PERIOD_LOG2 };
@@ -75,7 +77,7 @@ impl Sampler {
             self.spent = 0;
             self.doublings += 1;
         }
-        Some(weight_log2)
+        Some(weight_log2 + rate.duty_log2)
     }
 }
 

@@ -33,6 +33,8 @@ pub struct UdpVariance {
 pub struct UdpBank {
     /// What did not fit the table of flows, by [`Role`](crate::Role).
     pub other: [UdpRow; 2],
+    /// Totals over all flows.
+    pub total: UdpRow,
     /// Variances.
     pub variance: UdpVariance,
     /// Losses by [`Loss`](crate::Loss).

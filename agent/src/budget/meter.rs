@@ -6,7 +6,7 @@
 
 use std::io;
 
-use siskin_ebpf::{Program, Slots, Words as _};
+use siskin_ebpf::{Program, Slot, Slots, Words as _};
 
 use crate::{
     kernel::rows::Bank,
@@ -39,28 +39,28 @@ impl Meter {
         Ok(())
     }
 
-    /// Nanoseconds that a program took since the agent began.
-    pub fn program_ns(&self, program: Program) -> u64 {
-        let slot = &self.slots.of[program as usize];
-        slot.busy_ns + slot.runs * RUN_NS
-    }
-
-    /// Nanoseconds that all programs took since the agent began.
-    pub fn kernel_ns(&self) -> u64 {
-        Program::ALL.into_iter().map(|program| self.program_ns(program)).sum()
+    /// The last reading, summed over the CPUs.
+    pub fn slots(&self) -> &Slots {
+        &self.slots
     }
 
     /// Describes the cost as metrics.
     pub fn describe(&self, out: &mut Exposition) {
+        let kernel_ns: u64 = self.slots.of.iter().map(cost_ns).sum();
         for program in Program::ALL {
             let slot = &self.slots.of[program as usize];
-            let seconds = self.program_ns(program) as f64 / NANOS;
+            let seconds = cost_ns(slot) as f64 / NANOS;
             out.counter(&metrics::PROGRAM_RUN_SECONDS, &[program.name()], seconds);
             out.counter(&metrics::PROGRAM_RUNS, &[program.name()], slot.runs as f64);
         }
-        out.counter(&metrics::CPU_SECONDS, &["kernel"], self.kernel_ns() as f64 / NANOS);
+        out.counter(&metrics::CPU_SECONDS, &["kernel"], kernel_ns as f64 / NANOS);
         out.counter(&metrics::CPU_SECONDS, &["user"], process_seconds());
     }
+}
+
+/// Nanoseconds that a program took: what its full runs measured, and the constant for every run.
+pub fn cost_ns(slot: &Slot) -> u64 {
+    slot.busy_ns + slot.runs * RUN_NS
 }
 
 /// CPU seconds that this process took, in user mode and in system calls; the iterators run in the latter.

@@ -19,7 +19,7 @@ struct Shared {
     rows: [[AtomicU64; 2]; TABLES],
     sockets: AtomicU64,
     sockets_limit: AtomicU64,
-    rates: [[AtomicU64; 3]; PROBES],
+    rates: [[AtomicU64; 4]; PROBES],
 }
 
 const _: () = assert!(
@@ -30,8 +30,9 @@ const _: () = assert!(
         && offset_of!(Shared, sockets_limit) == offset_of!(Layout, sockets_limit)
         && offset_of!(Shared, rates) == offset_of!(Layout, rates)
         && offset_of!(Rate, period_log2) == 0
-        && offset_of!(Rate, tick) == 8
-        && offset_of!(Rate, allowance) == 16
+        && offset_of!(Rate, duty_log2) == 8
+        && offset_of!(Rate, tick) == 16
+        && offset_of!(Rate, allowance) == 24
 );
 
 /// The mapped element.
@@ -108,18 +109,20 @@ impl Control {
 
     /// How a probe's hot events are sampled now.
     pub fn rate(&self, probe: Probe) -> Rate {
-        let [period_log2, tick, allowance] = &self.shared().rates[probe as usize];
+        let [period_log2, duty_log2, tick, allowance] = &self.shared().rates[probe as usize];
         Rate {
             period_log2: period_log2.load(SeqCst),
+            duty_log2: duty_log2.load(SeqCst),
             tick: tick.load(SeqCst),
             allowance: allowance.load(SeqCst),
         }
     }
 
-    /// Sets how a probe's hot events are sampled. The three words change one after the other, which is fine: each event
+    /// Sets how a probe's hot events are sampled. The words change one after the other, which is fine: each event
     /// gets the weight that it was taken with.
     pub fn set_rate(&self, probe: Probe, rate: &Rate) {
-        let [period_log2, tick, allowance] = &self.shared().rates[probe as usize];
+        let [period_log2, duty_log2, tick, allowance] = &self.shared().rates[probe as usize];
+        duty_log2.store(rate.duty_log2, SeqCst);
         allowance.store(rate.allowance, SeqCst);
         period_log2.store(rate.period_log2.min(MAX_PERIOD_LOG2), SeqCst);
         tick.store(rate.tick, SeqCst);

@@ -2,6 +2,7 @@
 //! its own series only.
 
 use std::{
+    collections::HashMap,
     fs, io,
     os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
@@ -11,7 +12,7 @@ use anyhow::{Context as _, anyhow, bail};
 use aya::{
     Btf as AyaBtf, Ebpf, EbpfLoader, Endianness, include_bytes_aligned,
     maps::Map,
-    programs::{BtfTracePoint, Iter as IterProgram, ProgramError},
+    programs::{BtfTracePoint, Iter as IterProgram, ProgramError, tp_btf::BtfTracePointLinkId},
 };
 use siskin_ebpf::{Control as Shared, Probe, Slots, map};
 
@@ -144,6 +145,7 @@ pub struct Kernel {
     pub maps_bytes: u64,
     sysfs: PathBuf,
     iterators: Vec<(&'static str, Iter)>,
+    links: HashMap<&'static str, BtfTracePointLinkId>,
 }
 
 impl Kernel {
@@ -200,6 +202,7 @@ impl Kernel {
             maps_bytes,
             sysfs: request.sysfs.to_owned(),
             iterators: Vec::new(),
+            links: HashMap::new(),
         };
         for hook in request.hooks {
             let state = if !request.enabled.contains(&hook.probe) {
@@ -254,7 +257,8 @@ impl Kernel {
             Point::Tracepoint(tracepoint) => {
                 let program: &mut BtfTracePoint = program.try_into()?;
                 program.load(tracepoint, btf)?;
-                program.attach()?;
+                let link = program.attach()?;
+                self.links.insert(name, link);
                 program.fd()?.as_fd().try_clone_to_owned()?
             }
             Point::Iterator(target) | Point::MapIterator(target, _) => {
@@ -287,6 +291,50 @@ impl Kernel {
     pub fn take_iterator(&mut self, program: &str) -> Option<Iter> {
         let index = self.iterators.iter().position(|(name, _)| *name == program)?;
         Some(self.iterators.swap_remove(index).1)
+    }
+
+    /// Detaches the probe's programs from their tracepoints; they stay loaded.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn pause(&mut self, probe: Probe) -> anyhow::Result<()> {
+        for name in self.tracepoint_programs(probe) {
+            if let Some(link) = self.links.remove(name) {
+                self.tracepoint(name)?.detach(link)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Attaches the programs that [`Self::pause`] detached.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn resume(&mut self, probe: Probe) -> anyhow::Result<()> {
+        for name in self.tracepoint_programs(probe) {
+            if !self.links.contains_key(name) {
+                let link = self.tracepoint(name)?.attach()?;
+                self.links.insert(name, link);
+            }
+        }
+        Ok(())
+    }
+
+    fn tracepoint_programs(&self, probe: Probe) -> Vec<&'static str> {
+        let attached = self.hooks.iter().filter(|state| {
+            state.hook.probe == probe
+                && state.state == State::Attached
+                && matches!(state.hook.point, Point::Tracepoint(_))
+        });
+        attached.map(|state| state.hook.program).collect()
+    }
+
+    fn tracepoint(&mut self, name: &str) -> anyhow::Result<&mut BtfTracePoint> {
+        let program = self
+            .ebpf
+            .program_mut(name)
+            .ok_or_else(|| anyhow!("the object has no program `{name}`; rebuild it"))?;
+        Ok(program.try_into()?)
     }
 
     /// Whether every hook of a probe is attached.

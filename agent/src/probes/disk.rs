@@ -3,13 +3,13 @@
 use std::{collections::HashMap, fs, io, path::PathBuf};
 
 use siskin_ebpf::{
-    DiskBank, DiskKey, DiskOp, DiskRow, DiskWorkloadKey, DiskWorkloadRow, Loss, Probe, Table, Words as _,
-    map, program,
+    DiskBank, DiskKey, DiskOp, DiskRow, DiskTotal, DiskWorkloadKey, DiskWorkloadRow, Loss, Probe, Table,
+    Words as _, map, program,
 };
 
 use super::{Limits, Reader, bank_rows, describe_losses};
 use crate::{
-    estimate::standard_error,
+    estimate::{Clusters, standard_error},
     flows::FlowTable,
     kernel::{
         control::Control,
@@ -73,11 +73,18 @@ pub struct DiskTotals {
     pub workloads: [Totals<DiskWorkloadRow>; 5],
     /// The bank as last read: it only grows.
     pub bank: DiskBank,
+    /// Variances from being attached for a share of the time.
+    pub clusters: Clusters<4>,
 }
 
 impl Default for DiskTotals {
     fn default() -> Self {
-        Self { devices: HashMap::new(), workloads: Default::default(), bank: DiskBank::zero() }
+        Self {
+            devices: HashMap::new(),
+            workloads: Default::default(),
+            bank: DiskBank::zero(),
+            clusters: Clusters::default(),
+        }
     }
 }
 
@@ -113,14 +120,16 @@ impl DiskTotals {
         }
         let variance = &self.bank.variance;
         let seconds = NS_UNIT / metrics::NANOS;
-        for (metric, variance, unit) in [
-            (&metrics::WORKLOAD_DISK_IOS, variance.ios, 1.0),
-            (&metrics::DISK_BYTES, variance.bytes, BYTES_UNIT),
-            (&metrics::WORKLOAD_DISK_BYTES, variance.bytes, BYTES_UNIT),
-            (&metrics::DISK_IO, variance.total, seconds),
-            (&metrics::DISK_DEVICE, variance.device, seconds),
+        let clusters = |n, unit: f64| self.clusters.variance(n) * unit * unit;
+        let nanos = 1.0 / metrics::NANOS;
+        for (metric, variance, unit, clusters) in [
+            (&metrics::WORKLOAD_DISK_IOS, variance.ios, 1.0, clusters(0, 1.0)),
+            (&metrics::DISK_BYTES, variance.bytes, BYTES_UNIT, clusters(1, 1.0)),
+            (&metrics::WORKLOAD_DISK_BYTES, variance.bytes, BYTES_UNIT, clusters(1, 1.0)),
+            (&metrics::DISK_IO, variance.total, seconds, clusters(2, nanos)),
+            (&metrics::DISK_DEVICE, variance.device, seconds, clusters(3, nanos)),
         ] {
-            out.gauge(&metrics::STANDARD_ERROR, &[metric.name], standard_error(variance) * unit);
+            out.gauge(&metrics::STANDARD_ERROR, &[metric.name], standard_error(variance, unit, clusters));
         }
         describe_losses(Probe::Disk, &self.bank.lost, &[Loss::MapFull, Loss::NoTimestamp], out);
     }
@@ -186,6 +195,12 @@ impl Reader for Disk {
             }
         })?;
         totals.bank = bank.read()?;
+        Ok(())
+    }
+
+    fn tick(&mut self, duty_log2: u64) -> io::Result<()> {
+        let DiskTotal { ios, bytes, total_ns, device_ns } = self.bank.read::<DiskBank>()?.total;
+        self.totals.clusters.tick([ios, bytes, total_ns, device_ns], duty_log2);
         Ok(())
     }
 

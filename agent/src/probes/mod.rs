@@ -47,6 +47,15 @@ pub trait Reader: Send {
     fn read(&mut self, control: &Control, workloads: &mut Workloads, flows: &mut FlowTable)
     -> io::Result<()>;
 
+    /// Ends a tick in which the probe was attached for 1 in 2^`duty_log2` of the time: events come in clusters then, so its
+    /// errors are wider than those of independent draws.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn tick(&mut self, _duty_log2: u64) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Whether a table fills up and should be read before the next scrape.
     fn fills_up(&self, control: &Control) -> bool;
 

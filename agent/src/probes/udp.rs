@@ -6,7 +6,7 @@ use siskin_ebpf::{FlowKey, Loss, Probe, Role, Table, UdpBank, UdpRow, Words as _
 
 use super::{Limits, Reader, bank_rows, describe_losses};
 use crate::{
-    estimate::standard_error,
+    estimate::{Clusters, standard_error},
     flows::{FlowId, FlowTable, Protocol},
     kernel::{
         control::Control,
@@ -54,6 +54,7 @@ pub struct Udp {
     bank: Bank,
     rows: Rows<FlowKey, UdpRow>,
     last: UdpBank,
+    clusters: Clusters<4>,
 }
 
 impl Udp {
@@ -67,6 +68,7 @@ impl Udp {
             bank: Bank::new(kernel.map(map::UDP_BANK)?, size_of::<UdpBank>(), possible_cpus()?),
             rows: Rows::new(Table::Udp, [kernel.map(a)?, kernel.map(b)?], flow_rows(limits)),
             last: UdpBank::zero(),
+            clusters: Clusters::default(),
         })
     }
 }
@@ -95,6 +97,13 @@ impl Reader for Udp {
         Ok(())
     }
 
+    fn tick(&mut self, duty_log2: u64) -> io::Result<()> {
+        let UdpRow { bytes: [sent, received], datagrams: [sends, receives] } =
+            self.bank.read::<UdpBank>()?.total;
+        self.clusters.tick([sent, received, sends, receives], duty_log2);
+        Ok(())
+    }
+
     fn fills_up(&self, control: &Control) -> bool {
         self.rows.fills_up(control)
     }
@@ -105,12 +114,13 @@ impl Reader for Udp {
 
     fn describe(&self, _: &Workloads, out: &mut Exposition) {
         let variance = &self.last.variance;
-        for (metric, variance, unit) in [
-            (&metrics::FLOW_SENT, variance.bytes[0], BYTES_UNIT),
-            (&metrics::FLOW_RECEIVED, variance.bytes[1], BYTES_UNIT),
-            (&metrics::FLOW_DATAGRAMS, variance.datagrams.iter().sum(), 1.0),
+        let clusters = |n| self.clusters.variance(n);
+        for (metric, variance, unit, clusters) in [
+            (&metrics::FLOW_SENT, variance.bytes[0], BYTES_UNIT, clusters(0)),
+            (&metrics::FLOW_RECEIVED, variance.bytes[1], BYTES_UNIT, clusters(1)),
+            (&metrics::FLOW_DATAGRAMS, variance.datagrams.iter().sum(), 1.0, clusters(2) + clusters(3)),
         ] {
-            out.gauge(&metrics::STANDARD_ERROR, &[metric.name], standard_error(variance) * unit);
+            out.gauge(&metrics::STANDARD_ERROR, &[metric.name], standard_error(variance, unit, clusters));
         }
         describe_losses(Probe::Udp, &self.last.lost, &[Loss::MapFull], out);
     }
