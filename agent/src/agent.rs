@@ -7,7 +7,7 @@ use siskin_ebpf::{Probe, Rate, Slots, map};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
-    time::{MissedTickBehavior, interval, sleep_until},
+    time::{Instant, MissedTickBehavior, interval_at, sleep_until},
 };
 
 use crate::{
@@ -173,7 +173,8 @@ const CONTROL_WORDS: usize = size_of::<siskin_ebpf::Control>() / 8;
 /// Ends a tick every second: empties tables that fill up, lets the budget decide, and attaches each hot probe for the share
 /// of the second that it may have.
 async fn tick(site: Arc<Site>) {
-    let mut ticks = interval(TICK);
+    // The first tick ends a whole second from now.
+    let mut ticks = interval_at(Instant::now() + TICK, TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut detached = Vec::new();
     loop {

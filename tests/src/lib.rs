@@ -7,3 +7,4 @@ pub mod agent;
 pub mod cgroup;
 pub mod disk;
 pub mod metrics;
+pub mod udp;

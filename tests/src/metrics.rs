@@ -1,5 +1,7 @@
 //! Metrics in the text format, parsed: independent of the code that writes them.
 
+use std::collections::{BTreeSet, HashSet};
+
 /// One sample.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sample {
@@ -24,10 +26,17 @@ impl Metrics {
     /// Parses the text format 0.0.4.
     ///
     /// # Panics
-    /// On a line that is not of that format.
+    /// On a line that is not of that format, or a series that is there twice.
     pub fn parse(text: &str) -> Self {
         let lines = text.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
-        Self { samples: lines.map(sample).collect(), text: text.to_owned() }
+        let samples: Vec<_> = lines.map(sample).collect();
+        let mut seen = HashSet::new();
+        for Sample { name, labels, .. } in &samples {
+            // The order in which labels are written makes no other series.
+            let labels: BTreeSet<_> = labels.iter().collect();
+            assert!(seen.insert((name, labels.clone())), "{name} {labels:?} is there twice in\n{text}");
+        }
+        Self { samples, text: text.to_owned() }
     }
 
     /// The samples of this name that have all these labels.
@@ -99,5 +108,11 @@ mod tests {
         assert_eq!(metrics.one("b_total", &[("y", "q\"\\,}")]), 2.5);
         assert_eq!(metrics.sum("b_total", &[]), 5.5);
         assert_eq!(metrics.sum("c", &[]), 0.0);
+    }
+
+    #[test]
+    #[should_panic(expected = "is there twice")]
+    fn a_series_that_is_there_twice_is_refused() {
+        Metrics::parse("a{x=\"1\",y=\"2\"} 1\na{x=\"2\",y=\"1\"} 1\na{y=\"2\",x=\"1\"} 1\n");
     }
 }

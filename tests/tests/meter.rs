@@ -1,0 +1,137 @@
+//! What the programs note about themselves against what the kernel notes about them.
+
+use std::{
+    collections::BTreeMap,
+    net::{TcpListener, TcpStream},
+    process::Command,
+};
+
+use siskin_tests::{
+    agent::Agent,
+    disk::LoopDevice,
+    metrics::Metrics,
+    udp::{in_network, pair, pass, receive},
+};
+
+/// By program: what it noted, and what the kernel did.
+fn both(metrics: &Metrics, own: &str, kernel: &str) -> BTreeMap<String, (f64, f64)> {
+    let of = |sample: &siskin_tests::metrics::Sample| {
+        let program = sample.labels[0].1.clone();
+        let value = (sample.value, metrics.one(kernel, &[("program", &program)]));
+        (program, value)
+    };
+    metrics.find(own, &[]).map(of).collect()
+}
+
+fn runs(metrics: &Metrics) -> BTreeMap<String, (f64, f64)> {
+    both(metrics, "siskin_program_runs_total", "siskin_kernel_statistics_runs_total")
+}
+
+fn seconds(metrics: &Metrics) -> BTreeMap<String, (f64, f64)> {
+    both(metrics, "siskin_program_run_seconds_total", "siskin_kernel_statistics_run_seconds_total")
+}
+
+/// Scrapes until no program ran between the two readings that a scrape makes.
+fn settled(agent: &Agent) -> Metrics {
+    let metrics = agent.scrape_until(|metrics| runs(metrics).values().all(|(own, kernel)| own == kernel));
+    for (program, (own, kernel)) in runs(&metrics) {
+        assert_eq!(own, kernel, "{program} counts its runs as the kernel does");
+    }
+    metrics
+}
+
+#[test]
+fn every_program_counts_the_runs_that_the_kernel_counts_and_about_the_time() {
+    let (agent, device) = (Agent::start(&["--debug.program-stats"]), LoopDevice::new(1 << 20));
+    let before = settled(&agent);
+    in_network(|| {
+        let (client, server) = pair("127.0.0.1:4001");
+        pass(&client, &server, [100; 3000]);
+        for _ in 0..500 {
+            client.send(&[0; 10]).expect("a datagram is sent");
+            receive(&server, 10, libc::MSG_PEEK).expect("it is there");
+            receive(&server, 10, 0).expect("it is there");
+        }
+        client.set_nonblocking(true).expect("a mode");
+        (0..100).for_each(|_| drop(client.recv(&mut [0; 10]).expect_err("nothing is there")));
+        let listener = TcpListener::bind("127.0.0.1:4001").expect("the port is free");
+        for _ in 0..100 {
+            let client = TcpStream::connect("127.0.0.1:4001").expect("a connection");
+            drop((client, listener.accept().expect("a connection")));
+        }
+        drop(listener);
+        for _ in 0..30 {
+            // Nobody listens: the kernel sends a reset, and receives it.
+            TcpStream::connect("127.0.0.1:4001").expect_err("nobody is there");
+        }
+    });
+    for _ in 0..30 {
+        assert!(Command::new("true").status().expect("true runs").success());
+    }
+    (0..500).for_each(|number| device.write(number % 64 * 4096, 4096).expect("a write"));
+    let after = settled(&agent);
+
+    let (runs_before, seconds_before) = (runs(&before), seconds(&before));
+    let ran: BTreeMap<_, _> = seconds(&after)
+        .into_iter()
+        .map(|(program, (own, kernel))| {
+            let (own_before, kernel_before) = seconds_before[&program];
+            let count = runs(&after)[&program].0 - runs_before[&program].0;
+            (program, (count, own - own_before, kernel - kernel_before))
+        })
+        .collect();
+    for (program, (count, own, kernel)) in &ran {
+        let ns = |seconds: &f64| seconds * 1e9 / count;
+        println!("{program}: {count} runs, {:.0} ns by itself, {:.0} ns by the kernel", ns(own), ns(kernel));
+    }
+    for (program, least) in [
+        ("udp_send", 3500.0),
+        ("udp_receive", 4100.0),
+        ("process_exec", 30.0),
+        ("process_fork", 30.0),
+        ("process_exit", 30.0),
+        ("tcp_state", 600.0),
+        ("tcp_reset_sent", 30.0),
+        ("tcp_reset_recv", 30.0),
+        ("disk_complete", 500.0),
+    ] {
+        let (count, own, kernel) = ran[program];
+        assert!(count >= least, "{program}: {count} runs, at least {least}");
+        // Reading the clock costs both about as much as a short program does.
+        let ratio = own / kernel;
+        assert!((0.2..6.0).contains(&ratio), "{program}: {own} s by itself, {kernel} s by the kernel");
+    }
+    assert_eq!(ran.len(), 9, "a program without a load here");
+}
+
+#[test]
+fn runs_of_sampled_programs_are_all_counted_also_those_that_are_passed_over() {
+    let agent = Agent::start(&["--debug.program-stats", "--debug.sampling-period=4096"]);
+    let before = settled(&agent);
+    in_network(|| {
+        let (client, server) = pair("127.0.0.1:4001");
+        pass(&client, &server, [100; 3000]);
+    });
+    let after = settled(&agent);
+    for program in ["udp_send", "udp_receive"] {
+        let count = runs(&after)[program].0 - runs(&before)[program].0;
+        assert!(count >= 3000.0, "{program}: {count} runs");
+    }
+}
+
+#[test]
+fn without_the_flag_the_kernel_keeps_no_statistics_for_siskin() {
+    let on = std::fs::read_to_string("/proc/sys/kernel/bpf_stats_enabled");
+    if on.is_ok_and(|on| on.trim() != "0") {
+        println!("this machine keeps them anyway");
+        return;
+    }
+    let agent = Agent::start(&[]);
+    in_network(|| {
+        let (client, server) = pair("127.0.0.1:4001");
+        pass(&client, &server, [100; 100]);
+    });
+    let metrics = agent.scrape();
+    assert_eq!(metrics.sum("siskin_kernel_statistics_runs_total", &[]), 0.0);
+    assert!(metrics.one("siskin_program_runs_total", &[("program", "udp_send")]) >= 100.0);
+}
