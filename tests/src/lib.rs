@@ -7,3 +7,5 @@ pub mod agent;
 pub mod cgroup;
 pub mod disk;
 pub mod metrics;
+pub mod netns;
+pub mod tcp;
