@@ -35,13 +35,18 @@ pub fn binary() -> PathBuf {
 }
 
 impl Agent {
-    /// Starts the agent on a free port and waits until it serves. Scrapes are never answered from an earlier reading.
+    /// Starts the agent on a free port and waits until it serves. Scrapes are never answered from an earlier reading, and
+    /// unless the flags say how it samples it takes every event.
     ///
     /// # Panics
     /// When it does not serve within ten seconds; the message has its log.
     pub fn start(flags: &[&str]) -> Self {
+        let sampled = ["--budget.cpu", "--debug.sampling-period"];
+        let is_sampled = flags.iter().any(|flag| sampled.iter().any(|sampled| flag.starts_with(sampled)));
+        let unlimited = if is_sampled { None } else { Some("--budget.cpu=unlimited") };
         let mut child = Command::new(binary())
             .args(["run", "--web.listen-address=127.0.0.1:0", "--collect.min-interval=0s"])
+            .args(unlimited)
             .args(flags)
             .stderr(Stdio::piped())
             .spawn()

@@ -7,4 +7,6 @@ pub mod agent;
 pub mod cgroup;
 pub mod disk;
 pub mod metrics;
+pub mod netns;
+pub mod tcp;
 pub mod udp;

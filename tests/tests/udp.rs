@@ -13,7 +13,9 @@ use siskin_tests::{
     agent::Agent,
     cgroup::Cgroup,
     metrics::Metrics,
-    udp::{Moved, Traffic, client, in_network, keep_errors, owned_by, pair, pass, pass_at_once, receive, server},
+    udp::{
+        Moved, Traffic, client, in_network, keep_errors, owned_by, pair, pass, pass_at_once, receive, server,
+    },
 };
 
 const NOTHING: Moved = moved(0, 0);

@@ -1,0 +1,259 @@
+//! Many connections at once, and tables too small for them.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    thread,
+    time::Duration,
+};
+
+use siskin_tests::{
+    agent::Agent,
+    cgroup::Cgroup,
+    metrics::Metrics,
+    tcp::{Load, failed, flow, open, opened, scrape},
+};
+
+fn load(cgroup: &Cgroup) -> Load {
+    Load::start(cgroup.command(env!("CARGO_BIN_EXE_load")))
+}
+
+fn lost(metrics: &Metrics, reason: &str) -> f64 {
+    metrics.one("siskin_lost_total", &[("probe", "tcp"), ("reason", reason)])
+}
+
+/// What is summed over a whole flow table.
+const SUMS: [&str; 3] =
+    ["siskin_flow_sent_bytes_total", "siskin_flow_received_bytes_total", "siskin_flow_connections_total"];
+
+/// What each of [`SUMS`] was, or grew by: at clients' ends, then at servers'.
+type Sums = [f64; 6];
+
+fn sums(metrics: &Metrics, labels: &[(&str, &str)]) -> Sums {
+    let of = |role, index| metrics.sum(SUMS[index], &[labels, &[("role", role)]].concat());
+    std::array::from_fn(|index| of(["client", "server"][index / 3], index % 3))
+}
+
+/// What connections add up to whose clients sent and received so many bytes.
+fn moved(up: u64, down: u64, connections: u64) -> Sums {
+    [up, down, connections, down, up, connections].map(|value| value as f64)
+}
+
+fn plus(a: Sums, b: Sums) -> Sums {
+    std::array::from_fn(|index| a[index] + b[index])
+}
+
+fn minus(a: Sums, b: Sums) -> Sums {
+    plus(a, b.map(|value| -value))
+}
+
+/// Two agents that see the same: one whose tables are too small, and one whose tables say what traffic of the machine was
+/// not the test's.
+struct Pair<'a> {
+    small: Agent,
+    large: Agent,
+    cgroups: [&'a Cgroup; 2],
+    /// What scrapes moved so far.
+    scrapes: Sums,
+}
+
+impl Pair<'_> {
+    /// Scrapes, and says what scrapes had moved when the agent read.
+    fn scrape(&mut self, address: SocketAddr) -> (Metrics, Sums) {
+        let (metrics, bytes) = scrape(address);
+        // Its own connection and request, but not its answer.
+        let own = plus(self.scrapes, moved(bytes.request, 0, 1));
+        self.scrapes = plus(own, moved(0, bytes.answer, 0));
+        (metrics, own)
+    }
+
+    /// What the large agent saw that was neither of these cgroups nor a scrape.
+    fn foreign(&mut self) -> Sums {
+        let (metrics, _) = self.scrape(self.large.address);
+        let mut foreign = sums(&metrics, &[]);
+        for cgroup in self.cgroups {
+            foreign = minus(foreign, sums(&metrics, &cgroup.labels()));
+        }
+        for agent in [&self.small, &self.large] {
+            foreign = minus(foreign, sums(&metrics, &[("port", &agent.address.port().to_string())]));
+        }
+        foreign
+    }
+
+    /// Reads the small agent while nobody else moves a byte: what the cgroups moved, and the metrics.
+    fn read(&mut self) -> (Sums, Metrics) {
+        let mut foreign = self.foreign();
+        for _ in 0..500 {
+            let (metrics, own) = self.scrape(self.small.address);
+            let before = std::mem::replace(&mut foreign, self.foreign());
+            if before == foreign {
+                return (minus(sums(&metrics, &[]), plus(own, foreign)), metrics);
+            }
+        }
+        panic!("this machine is never quiet");
+    }
+}
+
+#[test]
+fn what_overflows_both_flow_tables_is_in_the_other_row_to_the_byte() {
+    let (here, there) = (Cgroup::new("client"), Cgroup::new("server"));
+    // Five rows in the agent's table, and twice as many in each of the kernel's.
+    let small = Agent::start(&["--flows.max-series=5"]);
+    let mut pair = Pair { small, large: Agent::start(&[]), cgroups: [&here, &there], scrapes: [0.0; 6] };
+    let (mut client, mut server) = (load(&here), load(&there));
+    let services: Vec<_> = (1..=50).map(|index| (index, server.ask("listen 127.0.0.1:0"))).collect();
+    let (base, before) = pair.read();
+    let mut expected = [0.0; 6];
+    let mut connect = |(index, port): (u64, u64)| {
+        server.tell(format!("serve {port} 1 {} 7", 1000 + index));
+        client.ask(format!("exchange 127.0.0.1:{port} 1 {} 7", 1000 + index));
+        server.answer();
+        moved(1000 + index, 7, 1)
+    };
+    for service in &services {
+        expected = plus(expected, connect(*service));
+    }
+    let (total, mut last) = pair.read();
+    assert_eq!(minus(total, base), expected);
+    // A hundred flows came before the agent could empty the kernel's table more than a few times.
+    assert!(lost(&last, "map_full") - lost(&before, "map_full") >= 10.0);
+    assert!(last.find(SUMS[0], &[]).count() <= 7);
+    assert!(last.one("siskin_flow_series", &[]) <= 7.0);
+    assert_eq!(last.one("siskin_flow_series_limit", &[]), 5.0);
+    for role in ["client", "server"] {
+        let w = [("namespace", ""), ("pod", ""), ("container", "")];
+        let labels = [&w[..], &[("role", role), ("peer", "other"), ("port", "0")]].concat();
+        for name in SUMS {
+            assert!(last.one(name, &labels) > 0.0, "{name} {role}");
+        }
+    }
+
+    // Now that the table was emptied, it takes rows again.
+    for round in 1.. {
+        assert!(round <= 50, "the kernel's table takes no rows any more:\n{}", last.text);
+        expected = plus(expected, connect(services[0]));
+        let (total, metrics) = pair.read();
+        assert_eq!(minus(total, base), expected);
+        assert_eq!(opened(&metrics, &here), [50.0 + f64::from(round), 0.0]);
+        assert_eq!(opened(&metrics, &there), [0.0, 50.0 + f64::from(round)]);
+        // Others on this machine may fill it meanwhile.
+        if lost(&metrics, "map_full") == lost(&last, "map_full") {
+            break;
+        }
+        last = metrics;
+    }
+}
+
+/// Asserts that every counter of `before` is still there and has not fallen.
+fn assert_no_counter_fell(before: &Metrics, after: &Metrics) {
+    let counter = |name: &str| ["_total", "_bucket", "_count", "_sum"].iter().any(|end| name.ends_with(end));
+    let now: HashMap<_, _> =
+        after.samples.iter().map(|sample| ((&sample.name, &sample.labels), sample.value)).collect();
+    for sample in before.samples.iter().filter(|sample| counter(&sample.name)) {
+        let value = now.get(&(&sample.name, &sample.labels)).copied();
+        assert!(value >= Some(sample.value), "{sample:?} became {value:?}");
+    }
+}
+
+#[test]
+fn three_thousand_short_connections_are_exact_while_scraped() {
+    const COUNT: f64 = 3000.0;
+    let (here, there) = (Cgroup::new("client"), Cgroup::new("server"));
+    let agent = Agent::start(&[]);
+    let (mut client, mut server) = (load(&here), load(&there));
+    let port = server.ask("listen 127.0.0.1:0");
+    let over = AtomicBool::new(false);
+    let (scrapes, before) = thread::scope(|scope| {
+        let scraper = scope.spawn(|| {
+            let (mut count, mut last) = (1, agent.scrape());
+            while !over.load(Relaxed) {
+                thread::sleep(Duration::from_millis(20));
+                let metrics = agent.scrape();
+                assert_no_counter_fell(&last, &metrics);
+                (count, last) = (count + 1, metrics);
+            }
+            (count, last)
+        });
+        server.tell(format!("serve {port} {COUNT} 1000 0"));
+        client.tell(format!("exchange 127.0.0.1:{port} {COUNT} 1000 0"));
+        client.answer();
+        server.answer();
+        over.store(true, Relaxed);
+        scraper.join().expect("no counter fell")
+    });
+    assert!(scrapes >= 3, "{scrapes}");
+    let done = |m: &_| opened(m, &there)[1] == COUNT && [open(m, &here), open(m, &there)] == [[0.0; 2]; 2];
+    let last = agent.scrape_until(done);
+    assert_no_counter_fell(&before, &last);
+    assert_eq!(opened(&last, &here), [COUNT, 0.0]);
+    assert_eq!(opened(&last, &there), [0.0, COUNT]);
+    assert_eq!(open(&last, &here), [0.0; 2]);
+    assert_eq!(open(&last, &there), [0.0; 2]);
+    assert_eq!(flow(&last, &here, "client", "127.0.0.1", port), [COUNT * 1000.0, 0.0, COUNT]);
+    assert_eq!(flow(&last, &there, "server", "127.0.0.1", port), [0.0, COUNT * 1000.0, COUNT]);
+    assert_eq!(lost(&last, "map_full"), 0.0);
+    assert_eq!(lost(&last, "socket_storage"), 0.0);
+    assert_eq!(lost(&last, "recursion"), 0.0);
+}
+
+#[test]
+fn connections_beyond_the_socket_limit_are_lost_and_said_so() {
+    const COUNT: f64 = 400.0;
+    const LIMIT: f64 = 300.0;
+    let (here, there) = (Cgroup::new("client"), Cgroup::new("server"));
+    let agent = Agent::start(&["--tcp.max-sockets=300"]);
+    let before = agent.scrape();
+    let (mut client, mut server) = (load(&here), load(&there));
+    let port = server.ask("listen 127.0.0.1:0");
+    let mut pairs = Vec::new();
+    for _ in 0..COUNT as u32 {
+        let end = client.ask(format!("connect 127.0.0.1:{port}"));
+        pairs.push((end, server.ask(format!("accept {port}"))));
+    }
+    let full = agent.scrape_until(|m| opened(m, &there)[1] == COUNT);
+    // All were opened, but no more than the limit can be followed.
+    assert_eq!(opened(&full, &here), [COUNT, 0.0]);
+    assert_eq!(opened(&full, &there), [0.0, COUNT]);
+    let followed = |m: &Metrics| open(m, &here)[0] + open(m, &there)[1];
+    assert!((1.0..=LIMIT).contains(&followed(&full)), "{}", followed(&full));
+    assert_eq!(
+        flow(&full, &here, "client", "127.0.0.1", port)[2]
+            + flow(&full, &there, "server", "127.0.0.1", port)[2],
+        followed(&full)
+    );
+    assert_eq!(full.one("siskin_map_capacity", &[("map", "tcp_sockets")]), LIMIT);
+    // Each once; scrapes are lost too while there is no room.
+    let unfollowed = 2.0 * COUNT - followed(&full);
+    let said = lost(&full, "socket_storage") - lost(&before, "socket_storage");
+    assert!((unfollowed..unfollowed + 50.0).contains(&said), "{said} of {unfollowed}");
+
+    // The last ones are among those not followed: that they fail is counted all the same.
+    for (end, other) in pairs.split_off(COUNT as usize - 10) {
+        server.ask(format!("abort {other}"));
+        client.ask(format!("broken {end}"));
+        client.ask(format!("close {end}"));
+    }
+    for (end, other) in pairs {
+        client.ask(format!("close {end}"));
+        server.ask(format!("end {other}"));
+        server.ask(format!("close {other}"));
+    }
+    let closed = agent.scrape_until(|m| followed(m) == 0.0);
+    assert_eq!(open(&closed, &here), [0.0; 2]);
+    assert_eq!(open(&closed, &there), [0.0; 2]);
+    // There is room again, and new ones are exact again.
+    server.tell(format!("serve {port} 20 100 10"));
+    client.ask(format!("exchange 127.0.0.1:{port} 20 100 10"));
+    server.answer();
+    let after = agent.scrape_until(|m| opened(m, &there)[1] == COUNT + 20.0 && followed(m) == 0.0);
+    assert_eq!(open(&after, &here), [0.0; 2]);
+    assert_eq!(open(&after, &there), [0.0; 2]);
+    assert_eq!(opened(&after, &here), [COUNT + 20.0, 0.0]);
+    assert_eq!(failed(&after, &here), [0.0, 0.0, 10.0, 0.0]);
+    assert_eq!(failed(&after, &there), [0.0; 4]);
+    let name = "siskin_flow_sent_bytes_total";
+    assert_eq!(after.sum(name, &here.labels()), 2000.0);
+    assert_eq!(after.sum(name, &there.labels()), 200.0);
+    assert_eq!(lost(&after, "socket_storage"), lost(&closed, "socket_storage"));
+}
