@@ -12,7 +12,7 @@ use std::{
 use siskin_tests::agent::Agent;
 
 /// The programs, as `bpftool prog` shows them.
-const PROGRAMS: [&str; 10] = [
+const PROGRAMS: [&str; 12] = [
     "process_exec",
     "process_fork",
     "process_exit",
@@ -23,16 +23,19 @@ const PROGRAMS: [&str; 10] = [
     "tcp_listen",
     "tcp_adopt",
     "disk_complete",
+    "udp_send",
+    "udp_receive",
 ];
 
 /// Programs and a map that are used once at start, and may be gone afterwards.
 const AT_START: [&str; 3] = ["tcp_listen", "tcp_adopt", "tcp_listeners"];
 
 /// The maps, as `bpftool map` shows them.
-const MAPS: [&str; 19] = [
+const MAPS: [&str; 23] = [
     // The read-only globals.
     ".rodata",
     "control",
+    "slots",
     "process_bank",
     "process_rows_a",
     "process_rows_b",
@@ -50,6 +53,9 @@ const MAPS: [&str; 19] = [
     "disk_rows",
     "disk_work_a",
     "disk_work_b",
+    "udp_bank",
+    "udp_rows_a",
+    "udp_rows_b",
 ];
 
 /// What the kernel has of eBPF.
@@ -211,7 +217,7 @@ fn nothing_is_left_after(signal: i32) {
     let before = all();
     let agent = Agent::start(&[]);
     let metrics = agent.scrape();
-    assert_eq!(metrics.sum("siskin_probe_up", &[]), 3.0);
+    assert_eq!(metrics.sum("siskin_probe_up", &[]), 4.0);
     let held = held_by(&agent.pid().to_string());
     let kinds = [Kind::Program, Kind::Map, Kind::Link];
     let count = |kind| held.iter().filter(|(of, _)| *of == kind).count();
