@@ -170,21 +170,17 @@ fn give_back_memory() {
 /// Words of the element of the `control` map.
 const CONTROL_WORDS: usize = size_of::<siskin_ebpf::Control>() / 8;
 
-/// Ends a tick every second: empties tables that fill up, lets the budget decide, and attaches each hot probe for the share
-/// of the second that it may have.
+/// Ends a tick every second: empties tables that fill up, lets the budget decide, and attaches each probe for the share of the
+/// second that it may have.
 async fn tick(site: Arc<Site>) {
     // The first tick ends a whole second from now.
     let mut ticks = interval_at(Instant::now() + TICK, TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut detached = Vec::new();
+    // Without a budget nothing stays attached even for the first tick.
+    let mut settings = blocking(&site, Collector::settings).await.unwrap_or_default();
+    let mut begin = Instant::now();
     loop {
-        let begin = ticks.tick().await;
-        let settings = blocking(&site, |collector| {
-            collector.relieve();
-            collector.tick()
-        })
-        .await
-        .unwrap_or_default();
         for (after, probe, attach) in switches(&settings, &detached) {
             sleep_until(begin + after).await;
             blocking(&site, move |collector| collector.attach(probe, attach)).await;
@@ -194,6 +190,12 @@ async fn tick(site: Arc<Site>) {
                 detached.push(probe);
             }
         }
+        begin = ticks.tick().await;
+        let next = blocking(&site, |collector| {
+            collector.relieve();
+            collector.tick()
+        });
+        settings = next.await.unwrap_or_default();
     }
 }
 

@@ -121,7 +121,7 @@ impl Collector {
         state.read(|fills_up| fills_up);
     }
 
-    /// Ends a tick of the budget. Returns how the hot probes sample in the next.
+    /// Ends a tick of the budget. Returns how each probe is to be attached in the next.
     pub fn tick(&self) -> Vec<Setting> {
         let mut state = self.lock();
         let State { budget, kernel, readers, .. } = &mut *state;
@@ -136,7 +136,12 @@ impl Collector {
             Ok(None) => {}
             Err(error) => tracing::warn!("cannot read what the programs cost: {error}"),
         }
-        budget.settings().to_vec()
+        budget.settings()
+    }
+
+    /// How each running probe is to be attached now.
+    pub fn settings(&self) -> Vec<Setting> {
+        self.lock().budget.settings()
     }
 
     /// Attaches a hot probe or detaches it.

@@ -107,7 +107,7 @@ mod tests {
         let flags = rustflags(Path::new("/a folder/bpf-linker"), "x86_64");
         let flags: Vec<_> = flags.split('\x1f').collect();
         assert_eq!(flags[0], "--cfg=bpf_target_arch=\"x86_64\"");
-        assert_eq!(flags[2], "-Clinker=/a folder/bpf-linker");
-        assert_eq!(flags.len(), 4);
+        assert_eq!(flags[3], "-Clinker=/a folder/bpf-linker");
+        assert_eq!(flags.len(), 5);
     }
 }

@@ -43,6 +43,7 @@ const LEAST_ALLOWANCE: f64 = 64.0;
 pub struct Budget {
     meter: Meter,
     controller: Option<Controller>,
+    running: Vec<Probe>,
     cpus: f64,
     tick: u64,
     at: Instant,
@@ -63,6 +64,7 @@ impl Budget {
         Self {
             meter,
             controller: cores.map(|cores| Controller::new(cores, &hot)),
+            running: running.to_vec(),
             cpus: cpus as f64,
             tick: 0,
             at: now,
@@ -82,9 +84,15 @@ impl Budget {
         }
     }
 
-    /// How the hot probes sample now; empty without a budget.
-    pub fn settings(&self) -> &[Setting] {
-        self.controller.as_ref().map_or(&[], |controller| controller.settings())
+    /// How each running probe is to be attached now; empty when sampling is fixed by hand. Probes that count every event are
+    /// detached only when there is no budget at all.
+    pub fn settings(&self) -> Vec<Setting> {
+        let Some(controller) = &self.controller else { return Vec::new() };
+        let hot = controller.settings();
+        let detached = controller.budget_cores() <= 0.0;
+        let exact = self.running.iter().filter(|probe| hot.iter().all(|setting| setting.probe != **probe));
+        let exact = exact.map(|probe| Setting { probe: *probe, period_log2: 0, duty_log2: 0, detached });
+        hot.iter().copied().chain(exact).collect()
     }
 
     /// A hot probe was attached or detached.
@@ -189,7 +197,7 @@ impl Budget {
             if controller.budget_cores().is_finite() {
                 out.gauge(&metrics::BUDGET_CPU, &[], controller.budget_cores());
             }
-            for setting in controller.settings() {
+            for setting in self.settings() {
                 let duty = if setting.detached { 0.0 } else { share(setting.duty_log2) };
                 out.gauge(&metrics::BUDGET_DUTY, &[setting.probe.name()], duty);
             }
