@@ -13,7 +13,7 @@ use tokio::{
 use crate::{
     budget::{Budget, controller::Setting, cores, meter::Meter},
     cli::Run,
-    collect::{Collector, State},
+    collect::{Collector, State, Wanted},
     flows::FlowTable,
     http::{self, Site},
     kernel::{
@@ -155,7 +155,8 @@ fn start(flags: &Run) -> anyhow::Result<State> {
         }
     }
     let plans = plans.into_iter().map(|(_, plan)| plan).collect();
-    Ok(State::new(kernel, readers, workloads, flows, budget, plans, flags.memory, enabled))
+    let wanted = Wanted { plans, memory_limit_bytes: flags.memory, enabled };
+    Ok(State::new(kernel, readers, workloads, flows, budget, wanted))
 }
 
 /// Reading the kernel's types took tens of megabytes in many small pieces; the allocator would keep them.

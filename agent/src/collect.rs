@@ -40,6 +40,17 @@ pub struct Collector {
     state: Mutex<State>,
 }
 
+/// What the operator asked for.
+#[derive(Debug)]
+pub struct Wanted {
+    /// The maps and their sizes.
+    pub plans: Vec<Plan>,
+    /// `--budget.memory`.
+    pub memory_limit_bytes: u64,
+    /// The probes that are to run.
+    pub enabled: Vec<Probe>,
+}
+
 /// The running agent's parts that a reading needs.
 pub struct State {
     /// The loaded object.
@@ -52,12 +63,8 @@ pub struct State {
     pub flows: FlowTable,
     /// What Siskin costs and sheds.
     pub budget: Budget,
-    /// The maps and their sizes.
-    pub plans: Vec<Plan>,
-    /// `--budget.memory`.
-    pub memory_limit_bytes: u64,
-    /// Probes that the operator wants.
-    pub enabled: Vec<Probe>,
+    /// What the operator asked for.
+    pub wanted: Wanted,
     readings: HashMap<&'static str, Reading>,
     heartbeat: f64,
     last: Option<(Instant, Arc<Snapshot>)>,
@@ -72,9 +79,7 @@ impl State {
         workloads: Workloads,
         flows: FlowTable,
         budget: Budget,
-        plans: Vec<Plan>,
-        memory_limit_bytes: u64,
-        enabled: Vec<Probe>,
+        wanted: Wanted,
     ) -> Self {
         Self {
             kernel,
@@ -82,9 +87,7 @@ impl State {
             workloads,
             flows,
             budget,
-            plans,
-            memory_limit_bytes,
-            enabled,
+            wanted,
             readings: HashMap::new(),
             heartbeat: 0.0,
             last: None,
@@ -229,7 +232,7 @@ impl State {
 
     fn describe_probes(&self, out: &mut Exposition) {
         for probe in Probe::ALL {
-            let up = self.enabled.contains(&probe) && self.kernel.is_up(probe);
+            let up = self.wanted.enabled.contains(&probe) && self.kernel.is_up(probe);
             out.gauge(&metrics::PROBE_UP, &[probe.name()], f64::from(up));
         }
         // Two programs of a probe may sit on one hook; if they fare alike they are one series.
@@ -273,12 +276,12 @@ impl State {
     }
 
     fn describe_maps(&self, out: &mut Exposition) {
-        out.gauge(&metrics::BUDGET_MEMORY, &[], self.memory_limit_bytes as f64);
+        out.gauge(&metrics::BUDGET_MEMORY, &[], self.wanted.memory_limit_bytes as f64);
         out.gauge(&metrics::MAPS_MEMORY, &[], self.kernel.maps_bytes as f64);
         for reader in &self.readers {
             for (map, entries) in reader.map_entries(&self.kernel.control) {
                 out.gauge(&metrics::MAP_ENTRIES, &[map], entries as f64);
-                if let Some(plan) = self.plans.iter().find(|plan| plan.name == map) {
+                if let Some(plan) = self.wanted.plans.iter().find(|plan| plan.name == map) {
                     out.gauge(&metrics::MAP_CAPACITY, &[map], plan.entries.into());
                 }
             }
