@@ -1,7 +1,7 @@
 //! The one place that decides whether a hot event is taken, and what it weighs.
 
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
-use siskin_ebpf::{Probe, Rate, Slot, variance};
+use siskin_ebpf::{Probe, Rate, Slot};
 
 use crate::{
     atomic::{add, get},
@@ -24,13 +24,32 @@ impl Weight {
         value << self.log2
     }
 
-    /// Adds to the variance of a total of `value`, scaled down to units of 2^`unit_log2`.
+    /// Adds to the variance of a total of `value`, in units of 2^`unit_log2`.
     #[inline(always)]
     pub fn spread(self, word: *mut u64, value: u64, unit_log2: u32) {
         if self.log2 != 0 {
-            add(word, variance(self.log2, value >> unit_log2));
+            add(word, variance(self.log2, value, unit_log2.into()));
         }
     }
+}
+
+/// What [`siskin_ebpf::variance`] says, N(N-1) v², in units of 2^(2 `unit_log2`); at most 2^62. The unit is taken off the
+/// weight and not off the value, so that values below the unit count too.
+#[inline(always)]
+fn variance(weight_log2: u64, value: u64, unit_log2: u64) -> u64 {
+    const MOST: u64 = 1 << 62;
+    let value = if value < 1 << 31 { value } else { (1 << 31) - 1 };
+    let square = value * value;
+    let scaled = if weight_log2 < unit_log2 {
+        square >> (2 * (unit_log2 - weight_log2))
+    } else {
+        let shift = 2 * (weight_log2 - unit_log2);
+        if square > MOST >> shift {
+            return MOST;
+        }
+        square << shift
+    };
+    scaled - (scaled >> weight_log2)
 }
 
 /// Takes the event or passes it over.
@@ -46,7 +65,7 @@ pub fn take(slot: *mut Slot, probe: Probe) -> Option<Weight> {
             tick: get(&raw const (*rate).tick),
             allowance: get(&raw const (*rate).allowance),
         };
-        let log2 = (*slot).sampler.take(&rate, seed)?;
+        let log2 = (*slot).sampler.take(&rate, || seed())?;
         Some(Weight { log2 })
     }
 }

@@ -17,6 +17,10 @@ use crate::{
 
 /// The caller looks at the datagram and will receive it again (`MSG_PEEK`, include/linux/socket.h, 6.18).
 const MSG_PEEK: u32 = 2;
+/// The caller gets back what it sent itself, with an error or a time stamp (`MSG_ERRQUEUE`, as above).
+const MSG_ERRQUEUE: u32 = 0x2000;
+/// Type of a datagram socket (include/linux/net.h, 6.18).
+const SOCK_DGRAM: u16 = 2;
 /// The program chose the local port with `bind` (`SOCK_BINDPORT_LOCK`, include/net/sock.h, 6.18).
 const SOCK_BINDPORT_LOCK: u32 = 8;
 /// Variances of bytes are kept in units of 16 bytes: at most 2^12 of them in a datagram.
@@ -31,20 +35,26 @@ pub fn udp_send(ctx: BtfTracePointContext) -> i32 {
 /// `sock_recv_length(sk, ret, flags)`, in the process that received; 6.3 and later.
 #[btf_tracepoint(function = "sock_recv_length")]
 pub fn udp_receive(ctx: BtfTracePointContext) -> i32 {
-    if ctx.arg::<u32>(2) & MSG_PEEK != 0 {
-        return 0;
-    }
-    moved(ctx.arg(0), ctx.arg(1), 1, Program::UdpReceive)
+    let is_received = ctx.arg::<u32>(2) & (MSG_PEEK | MSG_ERRQUEUE) == 0;
+    moved(ctx.arg(0), if is_received { ctx.arg(1) } else { NOTHING }, 1, Program::UdpReceive)
 }
+
+/// The result of a call that moved no datagram.
+const NOTHING: i32 = -1;
 
 /// A socket moved `result` bytes, or failed to: `direction` 0 is sent, 1 received.
 #[inline(always)]
 fn moved(sk: *const c_void, result: i32, direction: usize, program: Program) -> i32 {
     let Some(slot) = meter::begin(program) else { return 0 };
     // SAFETY: `sk` is a `sock` by the tracepoint's BTF.
-    let (protocol, family): (u16, u16) =
-        unsafe { (load(sk, &facts::SK_PROTOCOL), load(sk, &facts::SK_FAMILY)) };
-    if protocol != u16::from(PROTOCOL_UDP) || (family != AF_INET && family != AF_INET6) || result < 0 {
+    let protocol: u16 = unsafe { load(sk, &facts::SK_PROTOCOL) };
+    if protocol != u16::from(PROTOCOL_UDP) || result < 0 {
+        return 0;
+    }
+    // SAFETY: as above.
+    let (family, kind): (u16, u16) = unsafe { (load(sk, &facts::SK_FAMILY), load(sk, &facts::SK_TYPE)) };
+    // Raw sockets may have the protocol, and other families a number that is the same.
+    if (family != AF_INET && family != AF_INET6) || kind != SOCK_DGRAM {
         return 0;
     }
     if let Some(weight) = sampling::take(slot, Probe::Udp)

@@ -113,6 +113,9 @@ impl Collector {
         }
         let at = Instant::now();
         state.read(|_| true);
+        if let Err(error) = state.budget.read() {
+            tracing::warn!("cannot read what the programs cost: {error}");
+        }
         let snapshot = Arc::new(state.describe());
         state.last = Some((at, Arc::clone(&snapshot)));
         snapshot
@@ -175,10 +178,6 @@ impl State {
     fn read(&mut self, wanted: impl Fn(bool) -> bool) {
         let mut all = true;
         self.workloads.begin();
-        if let Err(error) = self.budget.read() {
-            all = false;
-            tracing::warn!("cannot read what the programs cost: {error}");
-        }
         for reader in &mut self.readers {
             if !wanted(reader.fills_up(&self.kernel.control)) {
                 all = false;

@@ -2,7 +2,7 @@
 //! sockets of a cgroup of its own. On loopback nothing gets lost as long as each datagram is received before the next.
 
 use std::{
-    fs, io, mem,
+    io, mem,
     net::{SocketAddr, UdpSocket},
     ops,
     os::fd::AsRawFd as _,
@@ -12,6 +12,7 @@ use std::{
 use crate::{
     cgroup::{self, Cgroup},
     metrics::Metrics,
+    netns,
 };
 
 /// Datagrams and their payload.
@@ -81,27 +82,6 @@ impl Traffic {
         metrics.one("siskin_flow_received_bytes_total", &labels);
         Self::seen(metrics, &labels)
     }
-
-    /// The datagrams that this machine's own network namespace sent and received, for tests that need it to be quiet.
-    ///
-    /// # Panics
-    /// When the kernel does not say.
-    pub fn of_machine() -> u64 {
-        let text = fs::read_to_string("/proc/self/net/snmp").expect("network statistics");
-        let mut lines = text.lines().filter_map(|line| line.strip_prefix("Udp: "));
-        let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
-        let v4 = names.split(' ').zip(values.split(' ')).filter(|(name, _)| counts(name));
-        // Without IPv6 there is no such file.
-        let text = fs::read_to_string("/proc/self/net/snmp6").unwrap_or_default();
-        let v6 = text.lines().filter_map(|line| line.strip_prefix("Udp6")?.split_once(char::is_whitespace));
-        v4.chain(v6.filter(|(name, _)| counts(name)))
-            .map(|(_, value)| value.trim().parse::<u64>().expect("a number"))
-            .sum()
-    }
-}
-
-fn counts(name: &str) -> bool {
-    matches!(name, "InDatagrams" | "OutDatagrams")
 }
 
 /// Runs `work` in a network namespace of its own, which has nothing but loopback.
@@ -111,10 +91,7 @@ fn counts(name: &str) -> bool {
 pub fn in_network<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     thread::scope(|scope| {
         let thread = scope.spawn(|| {
-            // SAFETY: takes a number; only this thread moves.
-            let result = unsafe { libc::unshare(libc::CLONE_NEWNET) };
-            assert_eq!(result, 0, "no network namespace: {}", io::Error::last_os_error());
-            loopback_up();
+            netns::enter_new().expect("a network namespace");
             work()
         });
         match thread.join() {
@@ -122,19 +99,6 @@ pub fn in_network<T: Send>(work: impl FnOnce() -> T + Send) -> T {
             Err(panic) => std::panic::resume_unwind(panic),
         }
     })
-}
-
-fn loopback_up() {
-    let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
-    // SAFETY: a struct of integers.
-    let mut request: libc::ifreq = unsafe { mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
-        *to = *from as libc::c_char;
-    }
-    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as i16;
-    // SAFETY: the request reads an `ifreq`.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) };
-    assert_eq!(result, 0, "loopback does not come up: {}", io::Error::last_os_error());
 }
 
 /// Runs `make` with this process in the cgroup: sockets that it makes belong there, whoever uses them later.

@@ -81,6 +81,7 @@ macro_rules! kernel_facts {
                 SK_NET = "sock" "__sk_common.skc_net.net" 8 Required [Tcp];
                 NET_INUM = "net" "ns.inum" 4 Required [Tcp];
                 SK_PROTOCOL = "sock" "sk_protocol" 2 Required [Tcp, Udp];
+                SK_TYPE = "sock" "sk_type" 2 Required [Udp];
                 SK_ERR = "sock" "sk_err" 4 Required [Tcp];
                 SK_FLAGS = "sock" "__sk_common.skc_flags" 8 Required [Tcp];
                 SK_CGROUP = "sock" "sk_cgrp_data.cgroup" 8 Required [Tcp, Udp];

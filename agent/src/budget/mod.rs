@@ -14,7 +14,7 @@ pub mod cores;
 pub mod meter;
 
 use controller::{Controller, Cost, Load, Setting, TARGET};
-use meter::{Meter, RUN_NS, process_seconds};
+use meter::{FULL_RUN_NS, Meter, RUN_NS, process_seconds};
 
 /// Probes whose events are sampled, with their programs.
 const HOT: [(Probe, &[Program]); 2] =
@@ -173,7 +173,7 @@ impl Budget {
             let (full_runs, busy_ns) = (of(|slot| slot.full_runs), of(|slot| slot.busy_ns));
             let event_seconds = self.full_run_seconds.entry(index).or_insert(FULL_RUN_SECONDS);
             if full_runs >= 16.0 {
-                *event_seconds = busy_ns / NANOS / full_runs;
+                *event_seconds = (busy_ns / full_runs + FULL_RUN_NS as f64) / NANOS;
             }
             Some(Load {
                 probe: *probe,
