@@ -226,7 +226,7 @@ fn calls_that_fail_are_not_counted_and_neither_is_what_comes_back_of_a_datagram(
 }
 
 #[test]
-fn tcp_and_unix_sockets_are_no_udp_traffic() {
+fn tcp_unix_and_raw_sockets_are_no_udp_traffic() {
     let (agent, cgroup) = (Agent::start(&[]), Cgroup::new("not-udp"));
     in_network(|| {
         owned_by(&cgroup, || {
@@ -240,6 +240,7 @@ fn tcp_and_unix_sockets_are_no_udp_traffic() {
                 one.send(&[0; 100]).expect("a datagram is sent");
                 other.recv(&mut [0; 100]).expect("a datagram comes");
             }
+            send_raw([127, 0, 0, 1], 50);
         });
     });
     let metrics = agent.scrape();
@@ -247,6 +248,29 @@ fn tcp_and_unix_sockets_are_no_udp_traffic() {
     // The sockets were seen.
     let labels = [&cgroup.labels()[..], &[("protocol", "tcp")]].concat();
     assert_eq!(metrics.sum("siskin_flow_sent_bytes_total", &labels), 5000.0);
+}
+
+/// Sends so many UDP datagrams, made by hand, through a raw socket.
+fn send_raw(address: [u8; 4], datagrams: usize) {
+    // SAFETY: takes no addresses.
+    let socket = unsafe { libc::socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_UDP) };
+    assert!(socket >= 0, "a raw socket");
+    // SAFETY: a struct of integers.
+    let mut to: libc::sockaddr_in = unsafe { std::mem::zeroed() };
+    to.sin_family = libc::AF_INET as u16;
+    to.sin_addr.s_addr = u32::from_ne_bytes(address);
+    // Ports 4009 to 4009, 8 bytes of header without payload and without a checksum.
+    let header: [u8; 8] = [0x0f, 0xa9, 0x0f, 0xa9, 0, 8, 0, 0];
+    for _ in 0..datagrams {
+        // SAFETY: both buffers outlive the call and are as long as said.
+        let sent = unsafe {
+            let (to, length) = ((&raw const to).cast(), size_of_val(&to) as u32);
+            libc::sendto(socket, header.as_ptr().cast(), header.len(), 0, to, length)
+        };
+        assert_eq!(sent, 8, "a datagram is sent");
+    }
+    // SAFETY: our own descriptor.
+    unsafe { libc::close(socket) };
 }
 
 #[test]
