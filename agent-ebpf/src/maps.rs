@@ -147,6 +147,6 @@ pub fn row<K, V, const N: usize>(
 }
 
 /// Another CPU made the row first.
-const EEXIST: i32 = -17;
+pub const EEXIST: i32 = -17;
 /// The map is full.
 const E2BIG: i32 = -7;

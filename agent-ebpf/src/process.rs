@@ -130,7 +130,8 @@ fn last_thread(task: *const c_void, signal: *const c_void, start_ns: u64) -> boo
     let (live, tgid): (u32, u32) =
         unsafe { (load(signal, &facts::SIGNAL_LIVE), load(task, &facts::TASK_TGID)) };
     let process = Exited { start_ns, tgid: tgid.into() };
-    live == 0 && maps::EXITED.insert(process, 1, BPF_NOEXIST.into()).is_ok()
+    // Any other failure to leave a mark is no reason to count nobody.
+    live == 0 && maps::EXITED.insert(process, 1, BPF_NOEXIST.into()) != Err(maps::EEXIST)
 }
 
 /// The row of the task's cgroup, or the bank's `other` row.

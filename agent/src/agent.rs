@@ -1,17 +1,21 @@
 //! The agent's life: load, attach, serve, let go.
 
-use std::{io, os::fd::AsFd as _, path::PathBuf, sync::Arc, time::Duration};
+use std::{io, os::fd::AsFd as _, path::PathBuf, sync::Arc};
 
 use anyhow::{Context as _, anyhow};
 use siskin_ebpf::{Probe, Rate, Slots, map};
 use tokio::{
     net::TcpListener,
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     time::{Instant, MissedTickBehavior, interval_at, sleep_until},
 };
 
 use crate::{
-    budget::{Budget, controller::Setting, cores, meter::Meter},
+    budget::{
+        Budget, cores,
+        meter::Meter,
+        windows::{TICK, Windows},
+    },
     cli::Run,
     collect::{Collector, State, Wanted},
     flows::FlowTable,
@@ -25,9 +29,6 @@ use crate::{
     probes,
     workload::Workloads,
 };
-
-/// How often the budget decides, and tables are looked at between scrapes.
-const TICK: Duration = Duration::from_secs(1);
 
 /// Runs the agent until SIGTERM or SIGINT.
 ///
@@ -47,6 +48,7 @@ async fn serve(flags: &Run) -> anyhow::Result<()> {
     // First, so that a signal during start is not lost.
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    let hangup = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
     let listener = listen(flags).await?;
     let address = listener.local_addr()?;
 
@@ -70,7 +72,7 @@ async fn serve(flags: &Run) -> anyhow::Result<()> {
 
     let ticker = tokio::spawn(tick(Arc::clone(&site)));
     if let Some(file) = flags.cpu_file.clone() {
-        tokio::spawn(reload(Arc::clone(&site), file));
+        tokio::spawn(reload(Arc::clone(&site), file, hangup));
     }
     let shutdown = async {
         let signal = tokio::select! {
@@ -150,7 +152,7 @@ fn start(flags: &Run) -> anyhow::Result<State> {
     let budget = Budget::new(meter, cores, &running, cpus);
     if let Some(period) = flags.sampling_period {
         let rate = Rate { period_log2: period.ilog2().into(), ..Rate::default() };
-        for probe in Probe::ALL {
+        for probe in [Probe::Disk, Probe::Udp] {
             kernel.control.set_rate(probe, &rate);
         }
     }
@@ -177,52 +179,26 @@ async fn tick(site: Arc<Site>) {
     // The first tick ends a whole second from now.
     let mut ticks = interval_at(Instant::now() + TICK, TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut detached = Vec::new();
+    let mut windows = Windows::default();
     // Without a budget nothing stays attached even for the first tick.
     let mut settings = blocking(&site, Collector::settings).await.unwrap_or_default();
-    let mut begin = Instant::now();
     loop {
-        for (after, probe, attach) in switches(&settings, &detached) {
-            sleep_until(begin + after).await;
-            blocking(&site, move |collector| collector.attach(probe, attach)).await;
-            if attach {
-                detached.retain(|other| *other != probe);
-            } else {
-                detached.push(probe);
-            }
+        for setting in &settings {
+            windows.plan(setting, Instant::now());
         }
-        begin = ticks.tick().await;
+        while let Some(switch) = windows.next() {
+            sleep_until(switch.at).await;
+            let work = move |collector: &Collector| collector.attach(switch.probe, switch.duty_log2);
+            let worked = blocking(&site, work).await.unwrap_or(false);
+            windows.done(&switch, worked, Instant::now());
+        }
+        ticks.tick().await;
         let next = blocking(&site, |collector| {
             collector.relieve();
             collector.tick()
         });
         settings = next.await.unwrap_or_default();
     }
-}
-
-/// When in a tick to attach (`true`) and detach hot probes, in order of time, given which are detached now.
-fn switches(settings: &[Setting], detached: &[Probe]) -> Vec<(Duration, Probe, bool)> {
-    let mut switches = Vec::new();
-    for setting in settings {
-        let is_detached = detached.contains(&setting.probe);
-        if setting.detached || setting.duty_log2 > 0 {
-            if !is_detached {
-                switches.push((Duration::ZERO, setting.probe, false));
-            }
-        } else if is_detached {
-            switches.push((Duration::ZERO, setting.probe, true));
-        }
-        if !setting.detached && setting.duty_log2 > 0 {
-            let window = TICK / (1 << setting.duty_log2);
-            // Anywhere in the tick with equal chance, but for the time that a decision takes.
-            let latest = TICK - window - TICK / 16;
-            let begin = latest.mul_f64(f64::from(fastrand::f32()));
-            switches.push((begin, setting.probe, true));
-            switches.push((begin + window, setting.probe, false));
-        }
-    }
-    switches.sort_by_key(|(after, _, _)| *after);
-    switches
 }
 
 /// Runs work that takes the collector's lock away from the thread that serves.
@@ -236,8 +212,7 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// Reads the CPU budget again on SIGHUP.
-async fn reload(site: Arc<Site>, file: PathBuf) {
-    let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
+async fn reload(site: Arc<Site>, file: PathBuf, mut hangup: Signal) {
     while hangup.recv().await.is_some() {
         match cores::read(&file) {
             Ok(cores) => {

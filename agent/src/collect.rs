@@ -7,7 +7,7 @@ use std::{
 };
 
 use prometheus::{core::Collector as _, process_collector::ProcessCollector, proto::MetricFamily};
-use siskin_ebpf::Probe;
+use siskin_ebpf::{Probe, Rate};
 
 use crate::{
     budget::{Budget, controller::Setting},
@@ -111,13 +111,12 @@ impl Collector {
         {
             return Arc::clone(snapshot);
         }
-        let at = Instant::now();
         state.read(|_| true);
         if let Err(error) = state.budget.read() {
             tracing::warn!("cannot read what the programs cost: {error}");
         }
         let snapshot = Arc::new(state.describe());
-        state.last = Some((at, Arc::clone(&snapshot)));
+        state.last = Some((Instant::now(), Arc::clone(&snapshot)));
         snapshot
     }
 
@@ -150,16 +149,24 @@ impl Collector {
         self.lock().budget.settings()
     }
 
-    /// Attaches a hot probe or detaches it.
-    pub fn attach(&self, probe: Probe, attach: bool) {
+    /// Attaches a probe for 1 in 2^`duty_log2` of the time, or detaches it with `None`. Says whether that worked.
+    pub fn attach(&self, probe: Probe, duty_log2: Option<u64>) -> bool {
         let mut state = self.lock();
         let State { budget, kernel, .. } = &mut *state;
-        let result = if attach { kernel.resume(probe) } else { kernel.pause(probe) };
-        budget.attached(probe, attach);
-        if let Err(error) = result {
-            let what = if attach { "attach" } else { "detach" };
+        let result = match duty_log2 {
+            Some(duty_log2) => {
+                // Before the first event: what is taken from now on stands for so much more.
+                kernel.control.set_rate(probe, &Rate { duty_log2, ..kernel.control.rate(probe) });
+                kernel.resume(probe)
+            }
+            None => kernel.pause(probe),
+        };
+        budget.attached(probe, duty_log2.is_some());
+        if let Err(error) = &result {
+            let what = if duty_log2.is_some() { "attach" } else { "detach" };
             tracing::warn!("cannot {what} probe {}: {error:#}", probe.name());
         }
+        result.is_ok()
     }
 
     /// Changes the CPU budget.
@@ -176,7 +183,7 @@ impl Collector {
 impl State {
     /// Reads the probes for which `wanted` says so, told whether their tables fill up.
     fn read(&mut self, wanted: impl Fn(bool) -> bool) {
-        let mut all = true;
+        let mut all = !self.readers.is_empty();
         self.workloads.begin();
         for reader in &mut self.readers {
             if !wanted(reader.fills_up(&self.kernel.control)) {
@@ -254,7 +261,7 @@ impl State {
         }
         for reader in &self.readers {
             let period_log2 = self.kernel.control.rate(reader.probe()).period_log2;
-            let ratio = (-(period_log2 as f64)).exp2();
+            let ratio = self.budget.ratio(reader.probe(), period_log2);
             out.gauge(&metrics::SAMPLING_RATIO, &[reader.probe().name()], ratio);
         }
     }

@@ -4,8 +4,36 @@
 /// of its clusters.
 ///
 /// At ratio 1 every weight N is 1 and there are no clusters, so the error is 0 and the total is exact.
-pub fn standard_error(variance: u64, unit: f64, clusters: f64) -> f64 {
-    (variance as f64 * unit * unit + clusters).sqrt()
+pub fn standard_error(variance: f64, unit: f64, clusters: f64) -> f64 {
+    (variance * unit * unit + clusters).sqrt()
+}
+
+/// Variances of N totals, from the kernel's words, which wrap: read often, each reading adds what came since.
+#[derive(Clone, Copy, Debug)]
+pub struct Variances<const N: usize> {
+    last: [u64; N],
+    sums: [f64; N],
+}
+
+impl<const N: usize> Default for Variances<N> {
+    fn default() -> Self {
+        Self { last: [0; N], sums: [0.0; N] }
+    }
+}
+
+impl<const N: usize> Variances<N> {
+    /// Takes a newer reading.
+    pub fn read(&mut self, words: [u64; N]) {
+        for ((last, sum), word) in self.last.iter_mut().zip(&mut self.sums).zip(words) {
+            *sum += word.wrapping_sub(*last) as f64;
+            *last = word;
+        }
+    }
+
+    /// The n-th variance so far.
+    pub fn of(&self, n: usize) -> f64 {
+        self.sums[n]
+    }
 }
 
 /// Variances of N totals of a probe that is attached for a share of the time.
@@ -49,9 +77,9 @@ mod tests {
 
     #[test]
     fn weight_one_is_exact_and_weight_n_is_not() {
-        assert_eq!(standard_error(variance(0, 1000), 512.0, 0.0), 0.0);
+        assert_eq!(standard_error(variance(0, 1000) as f64, 512.0, 0.0), 0.0);
         // One event taken at 1 in 4 stands for four, give or take the square root of 4 times 3.
-        assert_eq!(standard_error(variance(2, 1), 1.0, 0.0), 12f64.sqrt());
+        assert_eq!(standard_error(variance(2, 1) as f64, 1.0, 0.0), 12f64.sqrt());
     }
 
     #[test]
@@ -64,6 +92,15 @@ mod tests {
         assert_eq!(clusters.variance(0), 500.0 * 200.0);
         clusters.tick([20 * 500 + 7], 0);
         assert_eq!(clusters.variance(0), 500.0 * 200.0, "all of the time is no cluster");
+    }
+
+    #[test]
+    fn a_word_that_wraps_goes_on_adding() {
+        let mut variances = Variances::default();
+        for word in [u64::MAX - 9, 10, 30] {
+            variances.read([word]);
+        }
+        assert_eq!(variances.of(0), (u64::MAX - 9) as f64 + 20.0 + 20.0);
     }
 
     #[test]

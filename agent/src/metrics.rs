@@ -144,7 +144,7 @@ metrics! {
 
     BUILD_INFO = Gauge Agent "siskin_build_info" ["version", "revision", "rustc"] "The running build.";
     KERNEL_INFO = Gauge Agent "siskin_kernel_info" ["release", "machine"] "The running kernel.";
-    PROBE_UP = Gauge Agent "siskin_probe_up" ["probe"] "1 when every hook of the probe is attached.";
+    PROBE_UP = Gauge Agent "siskin_probe_up" ["probe"] "1 when every hook of the probe could be attached; siskin_budget_duty_ratio says for how much of the time it is.";
     PROBE_HOOK_INFO = Gauge Agent "siskin_probe_hook_info" ["probe", "hook", "state", "reason"]
         "What became of each hook, and why.";
     CPU_SECONDS = Counter Agent "siskin_cpu_seconds_total" ["side"]
@@ -163,7 +163,7 @@ metrics! {
         "Time each program ran by the kernel's own statistics, while they are on (--debug.program-stats or kernel.bpf_stats_enabled).";
     KERNEL_STATISTICS_RUNS = Counter Agent "siskin_kernel_statistics_runs_total" ["program"]
         "Runs of each program by the kernel's own statistics, while they are on.";
-    SAMPLING_RATIO = Gauge Agent "siskin_sampling_ratio" ["probe"] "Share of a probe's hot events that is taken.";
+    SAMPLING_RATIO = Gauge Agent "siskin_sampling_ratio" ["probe"] "Share of a probe's hot events that is taken while it is attached.";
     STANDARD_ERROR = Gauge Agent "siskin_estimate_standard_error" ["metric"]
         "Standard error of a sampled metric's total over all labels, in its unit.";
     MAP_ENTRIES = Gauge Agent "siskin_map_entries" ["map"] "Elements in a map.";

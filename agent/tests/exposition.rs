@@ -84,7 +84,9 @@ fn disk(unit: Id) -> DiskTotals {
     totals.add_device("nvme0n1".into(), DiskOp::Write, &row);
     totals.add_device("nvme0n1".into(), DiskOp::Write, &row);
     totals.bank.other[DiskOp::Read as usize].bytes = 512;
-    totals.bank.variance.bytes = 16;
+    let mut bank = totals.bank;
+    bank.variance.bytes = 16;
+    totals.set_bank(bank);
     totals.workloads[DiskOp::Write as usize].add(unit, &DiskWorkloadRow { ios: 6, bytes: 24_576 });
     totals
 }

@@ -73,7 +73,7 @@ impl Sampler {
         }
         self.taken += 1;
         self.spent += 1;
-        if self.spent == rate.allowance {
+        if rate.allowance != 0 && self.spent >= rate.allowance {
             self.spent = 0;
             self.doublings += 1;
         }

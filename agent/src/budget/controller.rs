@@ -20,6 +20,9 @@ use siskin_ebpf::{MAX_PERIOD_LOG2, Probe};
 
 /// Share of the budget that shedding plans for; the rest is for what grows within a tick.
 pub const TARGET: f64 = 0.8;
+/// Share of the budget that hot probes have in any case: when the fixed cost alone is over the target, shedding more of
+/// them would lose what they see and save next to nothing.
+pub const LEAST_HOT: f64 = 0.1;
 /// Share of the budget that a plan with one step less shedding must stay below.
 pub const RECOVER: f64 = 0.65;
 /// Ticks in a row in which it must.
@@ -108,7 +111,8 @@ impl Controller {
             return false;
         }
         let before = self.settings.clone();
-        while self.plan(cost, &self.settings) > self.budget_cores * TARGET {
+        let target = (self.budget_cores * TARGET).max(cost.fixed_cores + self.budget_cores * LEAST_HOT);
+        while self.plan(cost, &self.settings) > target {
             if !self.shed(cost) {
                 break;
             }
@@ -310,6 +314,15 @@ mod tests {
         assert!(*cores <= 0.005, "{cores}");
         assert!(settings[1].duty_log2 >= 5, "{settings:?}");
         assert_eq!(settings[0].duty_log2, 0, "the probe without load keeps watching: {settings:?}");
+    }
+
+    #[test]
+    fn a_process_that_is_over_the_budget_by_itself_does_not_blind_the_probes() {
+        let mut controller = Controller::new(0.01, &PROBES);
+        let run = simulate(&mut controller, 5, |_| Cost { fixed_cores: 0.05, ..cost(0.0, 1e4) });
+        let (_, settings) = &run[4];
+        assert_eq!(settings[1].duty_log2, 0, "{settings:?}");
+        assert!(settings[1].period_log2 > 0, "{settings:?}");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use crate::{
 pub mod controller;
 pub mod cores;
 pub mod meter;
+pub mod windows;
 
 use controller::{Controller, Cost, Load, Setting, TARGET};
 use meter::{FULL_RUN_NS, Meter, RUN_NS, process_seconds};
@@ -30,6 +31,8 @@ const EXACT: [Program; 6] = [
     Program::TcpResetReceived,
 ];
 
+/// Programs of hot probes.
+const HOT_PROGRAMS: f64 = 3.0;
 /// What a full run is taken to cost before one was measured.
 const FULL_RUN_SECONDS: f64 = 500e-9;
 /// How much of the process's highest cost is still planned for a tick later: scrapes come every few ticks, and what one
@@ -51,6 +54,7 @@ pub struct Budget {
     process_seconds: f64,
     process_cores: f64,
     full_run_seconds: HashMap<usize, f64>,
+    burst_ratios: HashMap<usize, f64>,
     attached_seconds: HashMap<usize, f64>,
     attached_since: HashMap<usize, Instant>,
 }
@@ -72,6 +76,7 @@ impl Budget {
             process_seconds: process_seconds(),
             process_cores: 0.0,
             full_run_seconds: HashMap::new(),
+            burst_ratios: HashMap::new(),
             attached_seconds: HashMap::new(),
             attached_since: hot.iter().map(|probe| (*probe as usize, now)).collect(),
         }
@@ -93,6 +98,12 @@ impl Budget {
         let exact = self.running.iter().filter(|probe| hot.iter().all(|setting| setting.probe != **probe));
         let exact = exact.map(|probe| Setting { probe: *probe, period_log2: 0, duty_log2: 0, detached });
         hot.iter().copied().chain(exact).collect()
+    }
+
+    /// Share of a probe's events that was taken: what its period says, or what became of it in the last tick when CPUs had
+    /// spent their allowance.
+    pub fn ratio(&self, probe: Probe, period_log2: u64) -> f64 {
+        self.burst_ratios.get(&(probe as usize)).copied().unwrap_or(share(period_log2))
     }
 
     /// A hot probe was attached or detached.
@@ -129,12 +140,15 @@ impl Budget {
         for setting in controller.settings() {
             let event = cost.loads.iter().find(|load| load.probe == setting.probe);
             let event_seconds = event.map_or(FULL_RUN_SECONDS, |load| load.event_seconds);
-            let allowance = (rest / event_seconds / self.cpus).max(LEAST_ALLOWANCE);
+            // Each CPU and each hot program has its own.
+            let shares = self.cpus * HOT_PROGRAMS;
+            let allowance = (rest / event_seconds / shares).max(LEAST_ALLOWANCE);
             // 0 is no limit.
             let allowance = if allowance.is_finite() { allowance as u64 } else { 0 };
             let rate = Rate {
                 period_log2: setting.period_log2,
-                duty_log2: setting.duty_log2,
+                // Changes when the probe is attached for its next window.
+                duty_log2: control.rate(setting.probe).duty_log2,
                 tick: self.tick,
                 allowance,
             };
@@ -149,7 +163,11 @@ impl Budget {
         self.at = Instant::now();
         let slots = *self.meter.slots();
         let last = std::mem::replace(&mut self.slots, slots);
-        let delta = slots.since(&last);
+        let mut delta = slots.since(&last);
+        for word in delta.words_mut() {
+            // Before 6.1 a program may interrupt itself and a word step back; states such as `random` are no counts.
+            *word = if *word > u64::MAX / 2 { 0 } else { *word };
+        }
         let process = process_seconds();
         let process_cores = (process - self.process_seconds) / seconds;
         self.process_seconds = process;
@@ -170,6 +188,13 @@ impl Budget {
             let of = |value: fn(&siskin_ebpf::Slot) -> u64| {
                 programs.iter().map(|program| value(&delta.of[*program as usize])).sum::<u64>() as f64
             };
+            let doubled = programs.iter().any(|program| slots.of[*program as usize].sampler.doublings > 0);
+            let events = of(|slot| slot.sampler.events);
+            if doubled && events > 0.0 {
+                self.burst_ratios.insert(index, of(|slot| slot.sampler.taken) / events);
+            } else {
+                self.burst_ratios.remove(&index);
+            }
             let (full_runs, busy_ns) = (of(|slot| slot.full_runs), of(|slot| slot.busy_ns));
             let event_seconds = self.full_run_seconds.entry(index).or_insert(FULL_RUN_SECONDS);
             if full_runs >= 16.0 {
@@ -178,7 +203,7 @@ impl Budget {
             Some(Load {
                 probe: *probe,
                 runs: of(|slot| slot.runs) / attached,
-                events: of(|slot| slot.sampler.events) / attached,
+                events: events / attached,
                 event_seconds: *event_seconds,
             })
         });
@@ -228,4 +253,22 @@ fn explain(before: &[Setting], after: &[Setting], budget: f64, cost: &Cost) -> S
         }
     }
     line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_program_is_in_the_budget_once() {
+        let hot = HOT.iter().flat_map(|(_, programs)| *programs);
+        for program in Program::ALL {
+            assert_eq!(
+                hot.clone().chain(&EXACT).filter(|other| **other == program).count(),
+                1,
+                "{program:?}"
+            );
+        }
+        assert_eq!(hot.count() as f64, HOT_PROGRAMS);
+    }
 }

@@ -116,17 +116,14 @@ impl Keyed {
         }
     }
 
-    /// Removes the elements with these keys.
+    /// Removes the element with this key.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn remove<K: Key>(&self, keys: &[K]) -> io::Result<()> {
-        if keys.is_empty() {
-            return Ok(());
-        }
+    pub fn remove<K: Key>(&self, key: &K) -> io::Result<()> {
         // SAFETY: keys have no padding, so they are initialised bytes.
-        let bytes = unsafe { std::slice::from_raw_parts(keys.as_ptr().cast::<u8>(), size_of_val(keys)) };
-        sys::delete_batch(self.map.as_fd(), bytes, keys.len() as u32)
+        let bytes = unsafe { std::slice::from_raw_parts((&raw const *key).cast::<u8>(), size_of::<K>()) };
+        sys::delete(self.map.as_fd(), bytes)
     }
 }
 
@@ -161,9 +158,9 @@ impl<K: Key, V: Words> Deltas<K, V> {
         self.counted.is_empty()
     }
 
-    /// Forgets all readings, because the map was emptied. Returns the keys it held.
-    pub fn clear(&mut self) -> Vec<K> {
-        self.counted.drain().map(|(key, _)| key).collect()
+    /// Forgets the readings of the keys that `removed` says are gone from the map.
+    pub fn forget(&mut self, mut removed: impl FnMut(&K) -> bool) {
+        self.counted.retain(|key, _| !removed(key));
     }
 }
 
@@ -193,16 +190,27 @@ impl<K: Key, V: Words> Rows<K, V> {
     /// When the kernel refuses a call; what was read before it has been handed on and is not read again.
     pub fn read(&mut self, control: &Control, mut each: impl FnMut(K, V)) -> io::Result<()> {
         let active = control.active(self.table);
+        // An earlier reading failed before it had emptied the other bank.
+        if control.rows(self.table, 1 - active) != 0 {
+            self.empty(control, 1 - active, &mut each)?;
+        }
         if self.fills_up(control) {
             control.activate(self.table, 1 - active);
             sys::wait_for_programs();
-            self.read_bank(active, &mut each)?;
-            let keys = self.deltas[active].clear();
-            self.banks[active].remove(&keys)?;
-            control.emptied(self.table, active);
+            self.empty(control, active, &mut each)?;
             return self.read_bank(1 - active, &mut each);
         }
         self.read_bank(active, &mut each)
+    }
+
+    /// Reads a bank that no program writes to for the last time, and removes its rows. A row that the kernel does not remove
+    /// keeps its reading, so that it is not counted again.
+    fn empty(&mut self, control: &Control, bank: usize, each: &mut impl FnMut(K, V)) -> io::Result<()> {
+        self.read_bank(bank, each)?;
+        let rows = &self.banks[bank];
+        self.deltas[bank].forget(|key| rows.remove(key).is_ok());
+        control.emptied(self.table, bank);
+        Ok(())
     }
 
     /// Whether the active bank is so full that it should be emptied before it refuses rows.

@@ -106,19 +106,6 @@ pub fn delete(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<()> {
     }
 }
 
-/// Removes the `count` elements whose keys are given.
-///
-/// # Errors
-/// `EINVAL` where the kernel has no batch calls (before 5.6).
-pub fn delete_batch(map: BorrowedFd<'_>, keys: &[u8], count: u32) -> io::Result<()> {
-    let mut attr = attr();
-    attr.batch.map_fd = map.as_raw_fd() as u32;
-    attr.batch.keys = keys.as_ptr() as u64;
-    attr.batch.count = count;
-    // SAFETY: the keys outlive the call.
-    unsafe { bpf(bpf_cmd::BPF_MAP_DELETE_BATCH, &mut attr) }.map(drop)
-}
-
 /// Links a loaded iterator program, to the elements of `map` where it visits a map's elements.
 ///
 /// # Errors

@@ -3,13 +3,13 @@
 use std::{collections::HashMap, fs, io, path::PathBuf};
 
 use siskin_ebpf::{
-    DiskBank, DiskKey, DiskOp, DiskRow, DiskTotal, DiskWorkloadKey, DiskWorkloadRow, Loss, Probe, Table,
-    Words as _, map, program,
+    DiskBank, DiskKey, DiskOp, DiskRow, DiskTotal, DiskVariance, DiskWorkloadKey, DiskWorkloadRow, Loss,
+    Probe, Table, Words as _, map, program,
 };
 
 use super::{Limits, Reader, bank_rows, describe_losses};
 use crate::{
-    estimate::{Clusters, standard_error},
+    estimate::{Clusters, Variances, standard_error},
     flows::FlowTable,
     kernel::{
         control::Control,
@@ -75,6 +75,8 @@ pub struct DiskTotals {
     pub bank: DiskBank,
     /// Variances from being attached for a share of the time.
     pub clusters: Clusters<4>,
+    /// Variances of independent draws.
+    pub variances: Variances<4>,
 }
 
 impl Default for DiskTotals {
@@ -84,11 +86,19 @@ impl Default for DiskTotals {
             workloads: Default::default(),
             bank: DiskBank::zero(),
             clusters: Clusters::default(),
+            variances: Variances::default(),
         }
     }
 }
 
 impl DiskTotals {
+    /// Takes a newer reading of the bank.
+    pub fn set_bank(&mut self, bank: DiskBank) {
+        let DiskVariance { ios, bytes, total, device } = bank.variance;
+        self.variances.read([ios, bytes, total, device]);
+        self.bank = bank;
+    }
+
     /// Adds requests of a device.
     pub fn add_device(&mut self, device: String, op: DiskOp, row: &DiskRow) {
         self.devices.entry((device, op)).or_insert_with(DiskRow::zero).add(row);
@@ -118,16 +128,16 @@ impl DiskTotals {
                 out.counter(&metrics::WORKLOAD_DISK_IOS, &labels, row.ios as f64);
             }
         }
-        let variance = &self.bank.variance;
+        let variance = |n| self.variances.of(n);
         let seconds = NS_UNIT / metrics::NANOS;
         let clusters = |n, unit: f64| self.clusters.variance(n) * unit * unit;
         let nanos = 1.0 / metrics::NANOS;
         for (metric, variance, unit, clusters) in [
-            (&metrics::WORKLOAD_DISK_IOS, variance.ios, 1.0, clusters(0, 1.0)),
-            (&metrics::DISK_BYTES, variance.bytes, BYTES_UNIT, clusters(1, 1.0)),
-            (&metrics::WORKLOAD_DISK_BYTES, variance.bytes, BYTES_UNIT, clusters(1, 1.0)),
-            (&metrics::DISK_IO, variance.total, seconds, clusters(2, nanos)),
-            (&metrics::DISK_DEVICE, variance.device, seconds, clusters(3, nanos)),
+            (&metrics::WORKLOAD_DISK_IOS, variance(0), 1.0, clusters(0, 1.0)),
+            (&metrics::DISK_BYTES, variance(1), BYTES_UNIT, clusters(1, 1.0)),
+            (&metrics::WORKLOAD_DISK_BYTES, variance(1), BYTES_UNIT, clusters(1, 1.0)),
+            (&metrics::DISK_IO, variance(2), seconds, clusters(2, nanos)),
+            (&metrics::DISK_DEVICE, variance(3), seconds, clusters(3, nanos)),
         ] {
             out.gauge(&metrics::STANDARD_ERROR, &[metric.name], standard_error(variance, unit, clusters));
         }
@@ -194,13 +204,15 @@ impl Reader for Disk {
                 totals.workloads[op as usize].add(workload, &row);
             }
         })?;
-        totals.bank = bank.read()?;
+        totals.set_bank(bank.read()?);
         Ok(())
     }
 
     fn tick(&mut self, duty_log2: u64) -> io::Result<()> {
-        let DiskTotal { ios, bytes, total_ns, device_ns } = self.bank.read::<DiskBank>()?.total;
+        let bank: DiskBank = self.bank.read()?;
+        let DiskTotal { ios, bytes, total_ns, device_ns } = bank.total;
         self.totals.clusters.tick([ios, bytes, total_ns, device_ns], duty_log2);
+        self.totals.set_bank(bank);
         Ok(())
     }
 

@@ -2,11 +2,13 @@
 
 use std::io;
 
-use siskin_ebpf::{FlowKey, Loss, Probe, Role, Table, UdpBank, UdpRow, Words as _, map, program};
+use siskin_ebpf::{
+    FlowKey, Loss, Probe, Role, Table, UdpBank, UdpRow, UdpVariance, Words as _, map, program,
+};
 
 use super::{Limits, Reader, bank_rows, describe_losses};
 use crate::{
-    estimate::{Clusters, standard_error},
+    estimate::{Clusters, Variances, standard_error},
     flows::{FlowId, FlowTable, Protocol},
     kernel::{
         control::Control,
@@ -54,7 +56,8 @@ pub struct Udp {
     bank: Bank,
     rows: Rows<FlowKey, UdpRow>,
     last: UdpBank,
-    clusters: Clusters<4>,
+    clusters: Clusters<3>,
+    variances: Variances<3>,
 }
 
 impl Udp {
@@ -69,8 +72,15 @@ impl Udp {
             rows: Rows::new(Table::Udp, [kernel.map(a)?, kernel.map(b)?], flow_rows(limits)),
             last: UdpBank::zero(),
             clusters: Clusters::default(),
+            variances: Variances::default(),
         })
     }
+}
+
+/// The bank's variances: of bytes sent, of bytes received, of datagrams.
+fn variances(bank: &UdpBank) -> [u64; 3] {
+    let UdpVariance { bytes: [sent, received], datagrams: [sends, receives] } = bank.variance;
+    [sent, received, sends.wrapping_add(receives)]
 }
 
 impl Reader for Udp {
@@ -93,14 +103,17 @@ impl Reader for Udp {
             let delta = bank.other[role as usize].since(&self.last.other[role as usize]);
             flows.add_other(Protocol::Udp, role, &delta);
         }
+        self.variances.read(variances(&bank));
         self.last = bank;
         Ok(())
     }
 
     fn tick(&mut self, duty_log2: u64) -> io::Result<()> {
-        let UdpRow { bytes: [sent, received], datagrams: [sends, receives] } =
-            self.bank.read::<UdpBank>()?.total;
-        self.clusters.tick([sent, received, sends, receives], duty_log2);
+        let bank: UdpBank = self.bank.read()?;
+        let UdpRow { bytes: [sent, received], datagrams: [sends, receives] } = bank.total;
+        // Both directions share a window, so their sum is one total.
+        self.clusters.tick([sent, received, sends.wrapping_add(receives)], duty_log2);
+        self.variances.read(variances(&bank));
         Ok(())
     }
 
@@ -113,13 +126,13 @@ impl Reader for Udp {
     }
 
     fn describe(&self, _: &Workloads, out: &mut Exposition) {
-        let variance = &self.last.variance;
-        let clusters = |n| self.clusters.variance(n);
-        for (metric, variance, unit, clusters) in [
-            (&metrics::FLOW_SENT, variance.bytes[0], BYTES_UNIT, clusters(0)),
-            (&metrics::FLOW_RECEIVED, variance.bytes[1], BYTES_UNIT, clusters(1)),
-            (&metrics::FLOW_DATAGRAMS, variance.datagrams.iter().sum(), 1.0, clusters(2) + clusters(3)),
-        ] {
+        let metrics = [
+            (&metrics::FLOW_SENT, BYTES_UNIT),
+            (&metrics::FLOW_RECEIVED, BYTES_UNIT),
+            (&metrics::FLOW_DATAGRAMS, 1.0),
+        ];
+        for (n, (metric, unit)) in metrics.into_iter().enumerate() {
+            let (variance, clusters) = (self.variances.of(n), self.clusters.variance(n));
             out.gauge(&metrics::STANDARD_ERROR, &[metric.name], standard_error(variance, unit, clusters));
         }
         describe_losses(Probe::Udp, &self.last.lost, &[Loss::MapFull], out);

@@ -38,7 +38,7 @@ pub struct Labels {
     pub container: String,
 }
 
-/// How cgroup ids were resolved, counted once per new id.
+/// How cgroup ids were resolved. One that is nowhere is looked for, and counted, at every reading in which it did something.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Lookups {
     /// To a pod's container.
@@ -103,6 +103,10 @@ impl Workloads {
         let labels = Labels { container: name::of(path), ..Labels::default() };
         self.lookups.unit += 1;
         let id = self.intern(labels);
+        // Ids of cgroups that are gone add up; those that still matter are looked up again.
+        if self.by_cgroup.len() >= self.max * 4 {
+            self.by_cgroup.clear();
+        }
         self.by_cgroup.insert((hierarchy, cgroup), id);
         id
     }
