@@ -22,6 +22,8 @@ const OBJECT: &str = "target/bpf/siskin.bpf.o";
 const TARGET_FOLDER: &str = "target/bpf";
 const TARGET: &str = "bpfel-unknown-none";
 const BINARY: &str = "siskin-probes";
+/// The programs that benchmarks compare with, and the feature that they need.
+const EMPTY: (&str, &str) = ("siskin-empty", "bench");
 
 /// How to build the kernel side.
 #[derive(Args)]
@@ -46,24 +48,38 @@ pub fn build(toolchain: &Toolchain, options: &Options) -> Result<PathBuf> {
     let linker = toolchain.bpf_linker()?;
     let object = workspace::path(OBJECT);
     step(&format!("building {OBJECT}"), || {
-        let mut cargo = cargo(toolchain, &linker, "build", options);
+        let mut cargo = cargo(toolchain, &linker, "build", BINARY, options);
         steps::run(&mut cargo)?;
         refresh(&object)
     })?;
     Ok(object)
 }
 
+/// Builds the object with the empty programs and returns its path.
+pub fn build_empty(toolchain: &Toolchain) -> Result<PathBuf> {
+    let linker = toolchain.bpf_linker()?;
+    let (binary, feature) = EMPTY;
+    step("building the empty programs", || {
+        let mut cargo = cargo(toolchain, &linker, "build", binary, &Options::for_host(feature));
+        steps::run(&mut cargo)
+    })?;
+    Ok(output(binary))
+}
+
 /// Lints the programs as the BPF target sees them; clippy on the host sees an empty main.
 pub fn clippy(toolchain: &Toolchain) -> Result<()> {
     let linker = toolchain.bpf_linker()?;
-    let mut cargo = cargo(toolchain, &linker, "clippy", &Options::for_host(""));
-    steps::run(cargo.args(["--", "--deny", "warnings"]))
+    for (binary, features) in [(BINARY, ""), EMPTY] {
+        let mut cargo = cargo(toolchain, &linker, "clippy", binary, &Options::for_host(features));
+        steps::run(cargo.args(["--", "--deny", "warnings"]))?;
+    }
+    Ok(())
 }
 
-fn cargo(toolchain: &Toolchain, linker: &Path, subcommand: &str, options: &Options) -> Command {
+fn cargo(toolchain: &Toolchain, linker: &Path, subcommand: &str, binary: &str, options: &Options) -> Command {
     let mut cargo = toolchain.cargo();
     cargo
-        .args([subcommand, "--package", "siskin-ebpf", "--bin", BINARY])
+        .args([subcommand, "--package", "siskin-ebpf", "--bin", binary])
         .args(["--release", "--target", TARGET, "-Z", "build-std=core"])
         .args(["--features", &options.features])
         .env("CARGO_TARGET_DIR", workspace::path(TARGET_FOLDER))
@@ -85,10 +101,15 @@ fn rustflags(linker: &Path, arch: &str) -> String {
     .join("\x1f")
 }
 
+/// Where cargo puts a binary.
+fn output(binary: &str) -> PathBuf {
+    workspace::path(TARGET_FOLDER).join(format!("{TARGET}/release/{binary}"))
+}
+
 /// Puts cargo's output in the object's place, unless that would change nothing: a new time stamp
 /// alone makes cargo link the agent again, and an old one beside a touched source makes it refuse.
 fn refresh(object: &Path) -> Result<()> {
-    let output = workspace::path(TARGET_FOLDER).join(format!("{TARGET}/release/{BINARY}"));
+    let output = output(BINARY);
     let same = fs::read(object).ok()
         == Some(fs::read(&output).with_context(|| format!("cannot read {}", output.display()))?);
     let sources = workspace::path("agent-ebpf");

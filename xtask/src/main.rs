@@ -1,6 +1,7 @@
 //! `cargo xtask`: what building, running and testing Siskin takes beyond plain cargo.
 
 mod agent;
+mod bench;
 mod check;
 mod docs;
 mod ebpf;
@@ -38,6 +39,8 @@ enum Command {
     Run(run::Options),
     /// Build, then run every test that this machine can run
     Test(test::Options),
+    /// Build, then measure what the agent costs on this machine as root
+    Bench(bench::Options),
     /// Check formatting, lints, documentation and generated files
     Check,
     /// Write docs/metrics.md and docs/flags.md from what the agent says about itself
@@ -61,6 +64,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Build(options) => agent::build(&toolchain, &options).map(drop),
         Command::Run(options) => run::run(&toolchain, &options),
         Command::Test(options) => test::test(&toolchain, &options),
+        Command::Bench(options) => bench::bench(&toolchain, &options),
         Command::Check => check::check(&toolchain),
         Command::Docs(options) => docs::docs(&toolchain, &options),
     }

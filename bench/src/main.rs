@@ -1,0 +1,63 @@
+//! What Siskin costs, measured on this machine with the binary that ships (`SISKIN_BIN`, or target/release/siskin), as root.
+//!
+//! Progress goes to stderr; the report, a section of docs/overhead.md, to stdout. `cargo xtask bench` builds what this needs
+//! and starts it.
+
+mod budget;
+mod budget_report;
+mod chart;
+mod crew;
+mod empty;
+mod jobs;
+mod machine;
+mod probes;
+mod reading;
+mod stats;
+mod table;
+mod throughput;
+mod workload;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Measures what Siskin costs.
+#[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    bench: Bench,
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// Nanoseconds per event of every program, beside an empty program's
+    Probes(probes::Options),
+    /// Cost against budget and estimates against truth, under load that fills the machine
+    Budget(budget::Options),
+    /// Throughput of workloads with and without the agent
+    Workload(workload::Options),
+}
+
+fn main() -> Result<()> {
+    let report = match Cli::parse().bench {
+        Bench::Probes(options) => probes::run(&options)?,
+        Bench::Budget(options) => budget::run(&options)?,
+        Bench::Workload(options) => workload::run(&options)?,
+    };
+    print!("{report}");
+    Ok(())
+}
+
+/// Tells the user what happens now.
+fn say(line: &str) {
+    eprintln!("{line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,206 @@
+//! Throughput of workloads with and without the agent at its default budget, in rounds that take turns.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+use siskin_tests::{agent::Agent, disk::LoopDevice};
+
+use crate::{
+    crew::{Crew, Event, Job, Network},
+    jobs::{DISK_BYTES, TinyProgram},
+    machine, say,
+    stats::{median, median_interval, quantile},
+    table::Table,
+};
+
+/// How to measure workloads.
+#[derive(Args)]
+pub struct Options {
+    /// Seconds of each measurement
+    #[arg(long, default_value_t = 1.5)]
+    pub seconds: f64,
+    /// Rounds; every round measures every workload with the agent and without
+    #[arg(long, default_value_t = 12)]
+    pub rounds: usize,
+}
+
+/// `--budget.cpu` as it is without the flag.
+const BUDGET: &str = "--budget.cpu=10m";
+/// At most this share slower.
+const AIM: f64 = 0.01;
+/// Time for the agent to come to rest after its start.
+const REST: Duration = Duration::from_secs(3);
+
+/// What is done as fast as it goes.
+enum Workload {
+    Loop(Job, Event),
+    Fio(PathBuf),
+}
+
+struct Case {
+    name: &'static str,
+    workload: Workload,
+    /// Per second, without and with the agent, round by round.
+    rates: [Vec<f64>; 2],
+}
+
+/// Measures and reports.
+pub fn run(options: &Options) -> Result<String> {
+    let machine = machine::describe();
+    let network = Network::new()?;
+    let device = LoopDevice::new(DISK_BYTES);
+    let tiny = TinyProgram::new()?;
+    let disk: PathBuf = format!("/dev/{}", device.name).into();
+    let fio = Command::new("fio").arg("--version").stdout(Stdio::null()).status();
+    let fio = fio.is_ok_and(|status| status.success());
+    let case = |name, job: Job, event| Case {
+        name,
+        workload: Workload::Loop(job, event),
+        rates: [Vec::new(), Vec::new()],
+    };
+    let mut cases = vec![
+        case("TCP request/response", Job::Exchange, Event::Exchange),
+        case("TCP connect/close", Job::Connect, Event::Connection),
+        case("UDP ping-pong", Job::UdpPingPong, Event::Datagram),
+        case("exec of a tiny program", Job::Exec { path: tiny.path() }, Event::Exec),
+    ];
+    cases.push(if fio {
+        Case {
+            name: "disk, fio randrw 4 KiB, depth 4",
+            workload: Workload::Fio(disk),
+            rates: [Vec::new(), Vec::new()],
+        }
+    } else {
+        case("disk, 4 KiB O_DIRECT", Job::Disk { path: disk }, Event::Io)
+    });
+    for round in 0..options.rounds {
+        for with_agent in [round % 2 == 1, round % 2 == 0] {
+            let agent = with_agent.then(|| Agent::start(&[BUDGET]));
+            if with_agent {
+                thread::sleep(REST);
+            }
+            for case in &mut cases {
+                let rate = measure(&case.workload, &network, agent.as_ref(), options.seconds)?;
+                case.rates[usize::from(with_agent)].push(rate);
+            }
+            if let Some(agent) = agent {
+                agent.stop(libc::SIGTERM);
+            }
+        }
+        let ratios = cases.iter().map(|case| {
+            let [without, with] = case.rates.each_ref().map(|rates| rates[round]);
+            format!("{} {:.4}", case.name, with / without)
+        });
+        let ratios: Vec<_> = ratios.collect();
+        say(&format!("round {} of {}, with / without: {}", round + 1, options.rounds, ratios.join(", ")));
+    }
+    Ok(report(&cases, &machine, options))
+}
+
+/// Events per second, after as long again without counting: the agent finds its periods meanwhile. It is scraped once
+/// in the middle.
+fn measure(workload: &Workload, network: &Network, agent: Option<&Agent>, seconds: f64) -> Result<f64> {
+    let time = Duration::from_secs_f64(seconds);
+    let scrape = || {
+        if let Some(agent) = agent {
+            agent.get("/metrics");
+        }
+    };
+    match workload {
+        Workload::Loop(job, event) => {
+            let cpus: Vec<_> = (0..cpus()).collect();
+            let crew = Crew::start(network, &vec![job.clone(); cpus.len()], &cpus);
+            thread::sleep(time);
+            let rate = thread::scope(|scope| {
+                let rate = scope.spawn(|| crew.rate(*event, time));
+                thread::sleep(time / 2);
+                scrape();
+                rate.join()
+            });
+            crew.finish()?;
+            rate.ok().context("counting panicked")
+        }
+        Workload::Fio(path) => fio(path, time, scrape),
+    }
+}
+
+/// How many CPUs there are.
+fn cpus() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Reads and writes per second by fio.
+fn fio(path: &Path, time: Duration, scrape: impl FnOnce()) -> Result<f64> {
+    let milliseconds = time.as_millis();
+    let child = Command::new("fio")
+        .args(["--name=siskin", "--direct=1", "--rw=randrw", "--bs=4k", "--ioengine=libaio", "--iodepth=4"])
+        .args(["--size=64m", "--time_based", "--randrepeat=1", "--output-format=terse", "--terse-version=3"])
+        .args(["--group_reporting", "--cpus_allowed_policy=split"])
+        .arg(format!("--cpus_allowed=0-{}", cpus() - 1))
+        .arg(format!("--numjobs={}", cpus()))
+        .arg(format!("--filename={}", path.display()))
+        .arg(format!("--runtime={milliseconds}ms"))
+        .arg(format!("--ramp_time={milliseconds}ms"))
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start fio")?;
+    thread::sleep(time.mul_f64(1.7));
+    scrape();
+    let output = child.wait_with_output().context("cannot wait for fio")?;
+    if !output.status.success() {
+        bail!("fio failed ({})", output.status);
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    let line = text.lines().find(|line| line.starts_with("3;")).context("fio printed no result")?;
+    // Requests per second of reads and of writes (HOWTO, terse output).
+    let field = |index| line.split(';').nth(index).and_then(|field: &str| field.parse::<f64>().ok());
+    field(7).zip(field(48)).map(|(reads, writes)| reads + writes).context("fio printed another format")
+}
+
+fn report(cases: &[Case], machine: &str, options: &Options) -> String {
+    let mut table = Table::new(&[
+        "workload",
+        "without, per s",
+        "with, per s",
+        "slower, %",
+        "quartiles, %",
+        "95% interval, %",
+        "at most 1%",
+    ]);
+    for case in cases {
+        let [without, with] = &case.rates;
+        let slower: Vec<_> =
+            without.iter().zip(with).map(|(without, with)| 100.0 * (1.0 - with / without)).collect();
+        let (low, high) = median_interval(&slower);
+        let verdict = match (low <= 100.0 * AIM, high <= 100.0 * AIM) {
+            (_, true) => "yes",
+            (true, false) if median(&slower) <= 100.0 * AIM => "yes, not certain",
+            (true, false) => "no, not certain",
+            (false, false) => "**no**",
+        };
+        table.row([
+            case.name.to_owned(),
+            format!("{:.0}", median(without)),
+            format!("{:.0}", median(with)),
+            format!("{:+.2}", median(&slower)),
+            format!("{:+.2} to {:+.2}", quantile(&slower, 0.25), quantile(&slower, 0.75)),
+            format!("{low:+.2} to {high:+.2}"),
+            verdict.to_owned(),
+        ]);
+    }
+    format!(
+        "## Workloads with and without (`cargo xtask bench workload`)\n\n{machine}\n\
+         Throughput at the default budget ({BUDGET}) against none. One copy of the workload stays on each CPU, so that the \
+         machine is full and what the agent takes is missing to them. {} rounds of {} s each way take turns, each after \
+         as long again for the agent to find its periods; the agent is scraped once in each. *slower* is the median \
+         over the rounds of one minus the ratio of neighbours, with its quartiles and the 95% bootstrap interval of the \
+         median; negative is noise. \"Not certain\" says that the interval holds the aim of 1%.\n\n{table}",
+        options.rounds, options.seconds
+    )
+}

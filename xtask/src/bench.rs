@@ -1,0 +1,168 @@
+//! Measuring what Siskin costs, and writing it into docs/overhead.md.
+
+use std::{
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Args, ValueEnum};
+
+use crate::{
+    agent, ebpf,
+    privilege::Privilege,
+    steps::{self, step},
+    toolchain::Toolchain,
+    workspace,
+};
+
+const PAGE: &str = "docs/overhead.md";
+const CHART: &str = "docs/budget.svg";
+const HEAD: &str = "<!-- Written by `cargo xtask bench NAME --write`, section by section. Do not edit. -->\n\n\
+    # Overhead\n\n\
+    What Siskin costs, as measured by `cargo xtask bench` on one machine; run it on yours. Where a figure misses its aim, \
+    it says so.\n";
+
+/// What to measure.
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Bench {
+    /// Nanoseconds per event of every program, beside an empty program's
+    Probes,
+    /// Cost against budget and estimates against truth, under load that fills the machine
+    Budget,
+    /// Throughput of workloads with and without the agent
+    Workload,
+}
+
+impl Bench {
+    /// In the order of the page.
+    const ALL: [Self; 3] = [Self::Probes, Self::Budget, Self::Workload];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Probes => "probes",
+            Self::Budget => "budget",
+            Self::Workload => "workload",
+        }
+    }
+}
+
+/// What to measure, how long, and what to do with the result.
+#[derive(Args)]
+pub struct Options {
+    /// What to measure
+    bench: Bench,
+    /// Seconds of each measurement, or of each step of the load
+    #[arg(long)]
+    seconds: Option<f64>,
+    /// Rounds (probes and workload)
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// A budget to measure, as --budget.cpu takes it; may be given several times (budget)
+    #[arg(long, value_name = "CPU")]
+    cpu: Vec<String>,
+    /// Measure this agent instead of building one
+    #[arg(long, value_name = "FILE")]
+    agent: Option<PathBuf>,
+    /// Put the result into docs/overhead.md
+    #[arg(long)]
+    write: bool,
+}
+
+/// Builds what is missing, measures as root, prints the report.
+pub fn bench(toolchain: &Toolchain, options: &Options) -> Result<()> {
+    let privilege = Privilege::find()?;
+    if privilege == Privilege::Absent {
+        bail!("measuring loads eBPF programs: run this as root, or as a user whom sudo lets");
+    }
+    let empty = ebpf::build_empty(toolchain)?;
+    let agent = match &options.agent {
+        Some(agent) => fs::canonicalize(agent).with_context(|| format!("there is no {}", agent.display()))?,
+        None => agent::build(toolchain, &agent::Options::default())?,
+    };
+    let program = build(toolchain)?;
+    let chart = workspace::path("target/bench-budget.svg");
+    let mut command = privilege.command(Path::new("/usr/bin/env"));
+    // As an argument, because sudo drops variables.
+    let mut variable = OsString::from("SISKIN_BIN=");
+    variable.push(&agent);
+    command.arg(variable).arg(program).arg(options.bench.name());
+    if let Some(seconds) = options.seconds {
+        command.args(["--seconds", &seconds.to_string()]);
+    }
+    if let Some(rounds) = options.rounds {
+        command.args(["--rounds", &rounds.to_string()]);
+    }
+    for cpu in &options.cpu {
+        command.args(["--cpu", cpu]);
+    }
+    match options.bench {
+        Bench::Probes => command.arg("--empty-object").arg(empty),
+        Bench::Budget => command.arg("--svg").arg(&chart),
+        Bench::Workload => &mut command,
+    };
+    let report = step(&format!("measuring {}", options.bench.name()), || steps::capture(&mut command))?;
+    print!("{report}");
+    if options.write {
+        write(options.bench, &report)?;
+        if options.bench == Bench::Budget {
+            workspace::install(&chart, &workspace::path(CHART))?;
+            steps::say(&format!("wrote {CHART}"));
+        }
+    }
+    Ok(())
+}
+
+fn build(toolchain: &Toolchain) -> Result<PathBuf> {
+    step("building the load makers", || {
+        let mut cargo = toolchain.cargo();
+        // A load maker that fails must still end the agent that it started, which dropping does.
+        cargo.env("CARGO_PROFILE_RELEASE_PANIC", "unwind").env("CARGO_PROFILE_RELEASE_LTO", "off");
+        steps::run(cargo.args(["build", "--release", "--package", "siskin-bench"]))
+    })?;
+    Ok(workspace::path("target/release/siskin-bench"))
+}
+
+fn write(bench: Bench, report: &str) -> Result<()> {
+    let page = workspace::path(PAGE);
+    // A missing page has no sections yet.
+    let before = fs::read_to_string(&page).unwrap_or_default();
+    fs::write(&page, with_section(&before, bench, report)).with_context(|| format!("cannot write {PAGE}"))?;
+    steps::say(&format!("wrote {PAGE}"));
+    Ok(())
+}
+
+/// The page with a section replaced or added.
+fn with_section(page: &str, bench: Bench, report: &str) -> String {
+    let mut text = HEAD.to_owned();
+    for other in Bench::ALL {
+        let (begin, end) = marks(other);
+        let old = page.split_once(&begin).and_then(|(_, rest)| rest.split_once(&end));
+        let section = if other == bench { Some(report) } else { old.map(|(section, _)| section.trim()) };
+        if let Some(section) = section {
+            text.push_str(&format!("\n{begin}\n{}\n{end}\n", section.trim()));
+        }
+    }
+    text
+}
+
+fn marks(bench: Bench) -> (String, String) {
+    (format!("<!-- {} -->", bench.name()), format!("<!-- end of {} -->", bench.name()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sections_are_replaced_alone_and_keep_their_order() {
+        let page = with_section("", Bench::Workload, "old workload\n");
+        let page = with_section(&page, Bench::Probes, "probes\n");
+        let page = with_section(&page, Bench::Workload, "new workload\n");
+        assert!(!page.contains("old workload"));
+        let (probes, workload) = (page.find("\nprobes\n"), page.find("\nnew workload\n"));
+        assert!(probes.is_some() && probes < workload, "{page}");
+        assert_eq!(page, with_section(&page, Bench::Workload, "new workload\n"));
+    }
+}
