@@ -65,7 +65,7 @@ pub fn take(slot: *mut Slot, probe: Probe) -> Option<Weight> {
             tick: get(&raw const (*rate).tick),
             allowance: get(&raw const (*rate).allowance),
         };
-        let log2 = (*slot).sampler.take(&rate, || seed())?;
+        let log2 = (*slot).sampler.take(&rate, seed)?;
         Some(Weight { log2 })
     }
 }

@@ -186,7 +186,7 @@ async fn tick(site: Arc<Site>) {
         for setting in &settings {
             windows.plan(setting, Instant::now());
         }
-        while let Some(switch) = windows.next() {
+        while let Some(switch) = windows.take_next() {
             sleep_until(switch.at).await;
             let work = move |collector: &Collector| collector.attach(switch.probe, switch.duty_log2);
             let worked = blocking(&site, work).await.unwrap_or(false);

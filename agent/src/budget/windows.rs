@@ -58,7 +58,7 @@ impl Windows {
     }
 
     /// Takes the next switch out.
-    pub fn next(&mut self) -> Option<Switch> {
+    pub fn take_next(&mut self) -> Option<Switch> {
         let (index, _) = self.switches.iter().enumerate().min_by_key(|(_, switch)| switch.at)?;
         Some(self.switches.swap_remove(index))
     }
@@ -102,7 +102,7 @@ mod tests {
         let (mut since, mut seconds) = (None, 0.0);
         for tick in 0..ticks {
             windows.plan(&setting(duty_log2), begin + TICK * tick);
-            while let Some(switch) = windows.next() {
+            while let Some(switch) = windows.take_next() {
                 let now = switch.at + late;
                 match (switch.duty_log2, since) {
                     (Some(_), None) => since = Some(now),
@@ -130,12 +130,12 @@ mod tests {
     fn all_of_the_time_needs_no_switch_and_none_of_it_one() {
         let mut windows = Windows::default();
         windows.plan(&setting(0), Instant::now());
-        assert_eq!(windows.next(), None);
+        assert_eq!(windows.take_next(), None);
         windows.plan(&Setting { detached: true, ..setting(0) }, Instant::now());
-        let switch = windows.next().expect("it is detached");
+        let switch = windows.take_next().expect("it is detached");
         assert_eq!(switch.duty_log2, None);
         windows.done(&switch, false, Instant::now());
         windows.plan(&Setting { detached: true, ..setting(0) }, Instant::now());
-        assert!(windows.next().is_some(), "what did not work is tried again");
+        assert!(windows.take_next().is_some(), "what did not work is tried again");
     }
 }
