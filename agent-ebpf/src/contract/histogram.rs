@@ -22,13 +22,13 @@ pub type Lifetime = Histogram<20, 62>;
 impl<const MIN_EXP: u32, const N: usize> Histogram<MIN_EXP, N> {
     /// The bucket that `value` falls into.
     #[inline(always)]
-    pub const fn index(value: u64) -> usize {
+    pub fn index(value: u64) -> usize {
         if value <= 1 << MIN_EXP {
             return 0;
         }
         // Inclusive upper bounds: 2^e belongs to the octave below it, so look at value - 1.
         let below = value - 1;
-        let octave = 63 - leading_zeros(below);
+        let octave = log2(below);
         let half = (below >> (octave - 1)) & 1;
         let index = ((octave - MIN_EXP) as u64 * 2 + half + 1) as usize;
         if index < N { index } else { N - 1 }
@@ -48,21 +48,33 @@ impl<const MIN_EXP: u32, const N: usize> Histogram<MIN_EXP, N> {
     }
 }
 
-/// Leading zeros by halving: the BPF instruction set before v4 has none, and LLVM's expansion needs a table or a
-/// multiplication; this is six compares.
-#[inline(always)]
-const fn leading_zeros(value: u64) -> u32 {
-    let mut value = value;
-    let mut zeros = 0;
-    let mut width = 32;
-    while width > 0 {
-        if value >> (64 - width) == 0 {
-            zeros += width;
-            value <<= width;
-        }
-        width /= 2;
+/// A de Bruijn sequence: multiplied by each power of two it has other top six bits.
+const DE_BRUIJN: u64 = 0x03f7_9d71_b4cb_0a89;
+
+/// Which power of two those six bits stand for.
+static POWERS: [u8; 64] = {
+    let mut powers = [0; 64];
+    let mut power = 0;
+    while power < 64 {
+        powers[((1u64 << power).wrapping_mul(DE_BRUIJN) >> 58) as usize] = power;
+        power += 1;
     }
-    zeros
+    powers
+};
+
+/// The largest power of two in `value`, which is not 0. Without a branch: the BPF instruction set before v4 has no leading
+/// zeros, and six comparisons in each of two histograms are 4096 paths for the verifier to follow.
+#[inline(always)]
+fn log2(value: u64) -> u32 {
+    let mut below = value;
+    below |= below >> 1;
+    below |= below >> 2;
+    below |= below >> 4;
+    below |= below >> 8;
+    below |= below >> 16;
+    below |= below >> 32;
+    let power = below - (below >> 1);
+    u32::from(POWERS[(power.wrapping_mul(DE_BRUIJN) >> 58) as usize])
 }
 
 #[cfg(test)]
@@ -104,9 +116,9 @@ mod tests {
         }
 
         #[test]
-        fn leading_zeros_agree_with_the_compiler(value in 1u64.., shift in 0u32..64) {
+        fn the_logarithm_agrees_with_the_compiler(value in 1u64.., shift in 0u32..64) {
             let value = (value >> shift).max(1);
-            prop_assert_eq!(leading_zeros(value), value.leading_zeros());
+            prop_assert_eq!(log2(value), value.ilog2());
         }
     }
 }
