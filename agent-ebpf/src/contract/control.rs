@@ -79,7 +79,8 @@ pub struct Control {
 pub enum Loss {
     /// A keyed table had no room: the event is in the `other` or `unknown` row.
     MapFull,
-    /// A connection whose beginning the agent did not see: some of its facts are unknown.
+    /// A connection whose beginning the agent did not see: some of its facts are unknown. The end of one that was never
+    /// followed looks the same, so a [`Self::SocketStorage`] is counted here as well when it ends.
     LateAttach,
     /// A connection that is not followed, because the socket limit is reached or the kernel had no memory for it.
     SocketStorage,
