@@ -2,7 +2,7 @@
 
 use std::{io, os::fd::AsFd as _, path::PathBuf, sync::Arc};
 
-use anyhow::{Context as _, anyhow};
+use anyhow::{Context as _, anyhow, bail};
 use siskin_ebpf::{Probe, Rate, Slots, map};
 use tokio::{
     net::TcpListener,
@@ -16,12 +16,13 @@ use crate::{
         meter::Meter,
         windows::{TICK, Windows},
     },
-    cli::Run,
+    cli::{Paths, Run, Sizes},
     collect::{Collector, State, Wanted},
     flows::FlowTable,
     http::{self, Site},
     kernel::{
-        loader::{Kernel, Request, State as HookState, possible_cpus},
+        hook::{HookState, State as Became},
+        loader::{Kernel, Request, possible_cpus},
         privileges,
         rows::Bank,
         sys,
@@ -98,31 +99,37 @@ async fn listen(flags: &Run) -> anyhow::Result<TcpListener> {
     })
 }
 
+/// Loads the programs and attaches them.
+///
+/// # Errors
+/// When nothing can run: no privilege, no BTF, maps over their budget.
+pub fn load(enabled: &[Probe], sizes: &Sizes, paths: &Paths) -> anyhow::Result<Kernel> {
+    let limits = sizes.limits();
+    Kernel::load(&Request {
+        sysfs: &paths.sysfs,
+        enabled,
+        groups: &probes::groups(),
+        plans: &probes::plans(&limits),
+        memory_limit_bytes: sizes.memory,
+        sockets_limit: limits.sockets.into(),
+    })
+}
+
 /// Loads the programs, attaches them and gives up what privileges are not needed any more.
 fn start(flags: &Run) -> anyhow::Result<State> {
     let limits = flags.sizes.limits();
     let enabled = flags.collectors.enabled();
-    let hooks = probes::hooks();
-    let plans = probes::plans(&limits);
-    let mut kernel = Kernel::load(&Request {
-        sysfs: &flags.paths.sysfs,
-        enabled: &enabled,
-        hooks: &hooks,
-        plans: &plans,
-        memory_limit_bytes: flags.memory,
-        sockets_limit: limits.sockets.into(),
-    })?;
+    let mut kernel = load(&enabled, &flags.sizes, &flags.paths)?;
     #[cfg(feature = "ebpf-log")]
     kernel.log_programs().context("cannot read the programs' messages")?;
-    for state in &kernel.hooks {
-        if !state.state.reason().is_empty() {
-            let (probe, point) = (state.hook.probe.name(), state.hook.point.name());
-            tracing::warn!("probe {probe}: {point} is {}: {}", state.state.name(), state.state.reason());
-        }
+    report(&kernel.hooks);
+    let lacks: Vec<_> = kernel.hooks.iter().filter_map(HookState::lack).collect();
+    if flags.collectors.strict && !lacks.is_empty() {
+        bail!("--collector.strict is given, and this kernel lacks: {}", lacks.join("; "));
     }
     let mut readers = Vec::new();
     for probe in &enabled {
-        if kernel.hooks.iter().any(|state| state.hook.probe == *probe && state.state == HookState::Attached) {
+        if kernel.runs(*probe) {
             readers.push(probes::reader(*probe, &mut kernel, &limits)?);
         }
     }
@@ -131,7 +138,7 @@ fn start(flags: &Run) -> anyhow::Result<State> {
         "probes {}: maps take at most {} of {} bytes",
         names.join(", "),
         kernel.maps_bytes,
-        flags.memory
+        flags.sizes.memory
     );
     let control_map = kernel.map(map::CONTROL)?;
     // Reading any map tells whether reading maps still works.
@@ -156,9 +163,23 @@ fn start(flags: &Run) -> anyhow::Result<State> {
             kernel.control.set_rate(probe, &rate);
         }
     }
-    let plans = plans.into_iter().map(|(_, plan)| plan).collect();
-    let wanted = Wanted { plans, memory_limit_bytes: flags.memory, enabled };
+    let plans = probes::plans(&limits).into_iter().map(|(_, plan)| plan).collect();
+    let wanted = Wanted { plans, memory_limit_bytes: flags.sizes.memory, enabled };
     Ok(State::new(kernel, readers, workloads, flows, budget, wanted))
+}
+
+/// Logs what is lacking, and what stands in for it.
+fn report(hooks: &[HookState]) {
+    for HookState { hook, state } in hooks {
+        let (probe, point) = (hook.probe.name(), hook.point.name());
+        match state {
+            Became::Attached | Became::Disabled => {}
+            Became::Replaced(reason) => tracing::info!("probe {probe}: {point} is replaced: {reason}"),
+            Became::Limited(reason) | Became::Unsupported(reason) | Became::Failed(reason) => {
+                tracing::warn!("probe {probe}: {point} is {}: {reason}", state.name());
+            }
+        }
+    }
 }
 
 /// Reading the kernel's types took tens of megabytes in many small pieces; the allocator would keep them.

@@ -25,6 +25,9 @@ const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("SISKIN_REVI
 pub enum Command {
     /// Load the programs and serve metrics until SIGTERM or Ctrl-C
     Run(Box<Run>),
+    /// Say what this kernel and these privileges allow: attach every probe for a moment, serve nothing. Exit code 1 when
+    /// an enabled probe cannot run
+    Check(Check),
     /// Print a generated document
     #[command(hide = true)]
     Docs {
@@ -66,10 +69,6 @@ pub struct Run {
     #[arg(long = "budget.cpu-file", value_name = "FILE")]
     pub cpu_file: Option<PathBuf>,
 
-    /// Most kernel memory that maps may take, in bytes or with a unit (MiB is 2^20, MB is 10^6)
-    #[arg(long = "budget.memory", value_name = "BYTES", default_value = "64MiB", value_parser = bytes)]
-    pub memory: u64,
-
     /// Which probes run
     #[command(flatten)]
     pub collectors: Collectors,
@@ -99,6 +98,26 @@ pub struct Run {
     pub log_format: LogFormat,
 }
 
+/// Flags of `siskin check`: what is checked is what `siskin run` would do with the same flags.
+#[derive(Args, Debug)]
+pub struct Check {
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+
+    /// Which probes are to run
+    #[command(flatten)]
+    pub collectors: Collectors,
+
+    /// How large the tables are
+    #[command(flatten)]
+    pub sizes: Sizes,
+
+    /// Where the host's file systems are
+    #[command(flatten)]
+    pub paths: Paths,
+}
+
 /// A pair of flags for each probe; the last one given counts.
 #[derive(Args, Debug)]
 pub struct Collectors {
@@ -126,6 +145,10 @@ pub struct Collectors {
     /// Do not run the UDP probe
     #[arg(long = "no-collector.udp", action = ArgAction::SetTrue, overrides_with = "udp")]
     no_udp: bool,
+    /// Do not start when anything of an enabled probe is lacking on this kernel, also where something else stands in for it
+    /// that tells less
+    #[arg(long = "collector.strict")]
+    pub strict: bool,
 }
 
 impl Collectors {
@@ -144,6 +167,10 @@ impl Collectors {
 /// Sizes of tables.
 #[derive(Args, Debug)]
 pub struct Sizes {
+    /// Most kernel memory that maps may take, in bytes or with a unit (MiB is 2^20, MB is 10^6)
+    #[arg(long = "budget.memory", value_name = "BYTES", default_value = "64MiB", value_parser = bytes)]
+    pub memory: u64,
+
     /// Most rows in the flow table; the rest is added up in peer="other"
     #[arg(long = "flows.max-series", value_name = "ROWS", default_value_t = 1000, value_parser = rows())]
     pub flows: u32,
@@ -168,7 +195,7 @@ pub struct Sizes {
 impl Sizes {
     /// The sizes as the probes take them.
     pub fn limits(&self) -> Limits {
-        let Self { flows, workloads, comms, devices, sockets } = *self;
+        let Self { memory: _, flows, workloads, comms, devices, sockets } = *self;
         Limits { workloads, flows, devices, sockets, comms }
     }
 }
@@ -295,9 +322,9 @@ mod tests {
     #[test]
     fn values_are_checked() {
         assert_eq!(run(&["--web.listen-address=:80"]).listen_address.to_string(), "[::]:80");
-        assert_eq!(run(&["--budget.memory=2MiB"]).memory, 2 << 20);
-        assert_eq!(run(&["--budget.memory=3kB"]).memory, 3000);
-        assert_eq!(run(&["--budget.memory=77"]).memory, 77);
+        assert_eq!(run(&["--budget.memory=2MiB"]).sizes.memory, 2 << 20);
+        assert_eq!(run(&["--budget.memory=3kB"]).sizes.memory, 3000);
+        assert_eq!(run(&["--budget.memory=77"]).sizes.memory, 77);
         for wrong in [
             "--web.listen-address=localhost",
             "--web.telemetry-path=metrics",

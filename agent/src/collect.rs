@@ -12,7 +12,11 @@ use siskin_ebpf::{Probe, Rate};
 use crate::{
     budget::{Budget, controller::Setting},
     flows::{FlowTable, Protocol},
-    kernel::{loader::Kernel, memory::Plan},
+    kernel::{
+        hook::{HookState, State as Became},
+        loader::Kernel,
+        memory::Plan,
+    },
     metrics::{self, Exposition, NANOS},
     probes::Reader,
     workload::Workloads,
@@ -159,7 +163,10 @@ impl Collector {
                 kernel.control.set_rate(probe, &Rate { duty_log2, ..kernel.control.rate(probe) });
                 kernel.resume(probe)
             }
-            None => kernel.pause(probe),
+            None => {
+                kernel.pause(probe);
+                Ok(())
+            }
         };
         budget.attached(probe, duty_log2.is_some());
         if let Err(error) = &result {
@@ -246,6 +253,7 @@ impl State {
             .kernel
             .hooks
             .iter()
+            .filter(|of| !matches!(of.state, Became::Replaced(_)))
             .map(|of| (of.hook.probe.name(), of.hook.point.name(), of.state.name(), of.state.reason()));
         for (probe, hook, state, reason) in hooks.collect::<BTreeSet<_>>() {
             out.gauge(&metrics::PROBE_HOOK_INFO, &[probe, &hook, state, reason], 1.0);
@@ -296,9 +304,7 @@ impl State {
 
     /// What a ready agent would have and this one has not.
     fn missing(&self) -> Vec<String> {
-        let hooks = self.kernel.hooks.iter().filter(|state| !state.state.reason().is_empty()).map(|state| {
-            format!("{} {}: {}", state.hook.probe.name(), state.hook.point.name(), state.state.reason())
-        });
+        let hooks = self.kernel.hooks.iter().filter_map(HookState::lack);
         let readings = self
             .readings
             .iter()

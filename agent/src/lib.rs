@@ -5,6 +5,7 @@
 
 pub mod agent;
 pub mod budget;
+pub mod check;
 pub mod cli;
 pub mod collect;
 pub mod docs;

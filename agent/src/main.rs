@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use siskin::{
-    agent,
+    agent, check,
     cli::{Cli, Command, LogFormat, Run},
     docs,
 };
@@ -15,6 +15,11 @@ fn main() -> ExitCode {
         Command::Run(flags) => {
             log(&flags);
             agent::run(&flags)
+        }
+        Command::Check(flags) => {
+            let report = check::check(&flags);
+            print!("{}", if flags.json { report.json() } else { report.text() });
+            return ExitCode::from(u8::from(!report.can_run));
         }
         Command::Docs { document } => {
             print!("{}", docs::text(document));

@@ -22,7 +22,9 @@ fn object() -> aya_obj::Object {
 #[test]
 fn every_program_of_the_object_has_a_hook_and_every_hook_a_program() {
     let built: BTreeSet<_> = object().programs.keys().cloned().collect();
-    let hooked: BTreeSet<_> = probes::hooks().iter().map(|hook| hook.program.to_owned()).collect();
+    let groups = probes::groups();
+    let hooks = groups.iter().flat_map(|group| [group.hooks, group.instead].concat());
+    let hooked: BTreeSet<_> = hooks.map(|hook| hook.program.to_owned()).collect();
     assert_eq!(built, hooked);
 }
 

@@ -4,6 +4,7 @@
 //! network namespaces and loop devices that a test made itself.
 
 pub mod agent;
+pub mod capability;
 pub mod cgroup;
 pub mod disk;
 pub mod metrics;

@@ -5,11 +5,12 @@ use std::{
     fs, io,
     mem::offset_of,
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
-use siskin_tests::agent::Agent;
+use siskin_tests::agent::{Agent, binary};
 
 /// The programs, as `bpftool prog` shows them.
 const PROGRAMS: [&str; 12] = [
@@ -225,12 +226,16 @@ fn nothing_is_left_after(signal: i32) {
     assert!(held.is_disjoint(&before), "{:?}", held.intersection(&before));
 
     agent.stop(signal);
-    // The kernel frees a program after a grace period.
+    wait_until_gone(&held, &before);
+}
+
+/// The kernel frees a program after a grace period.
+fn wait_until_gone(held: &BTreeSet<Id>, before: &BTreeSet<Id>) {
     let deadline = Instant::now() + Duration::from_secs(8);
     loop {
         let now = all();
         let left: Vec<_> = held.intersection(&now).collect();
-        let orphans = orphans(&before);
+        let orphans = orphans(before);
         if left.is_empty() && orphans.is_empty() {
             return;
         }
@@ -252,6 +257,14 @@ fn nothing_is_left_in_the_kernel_after_sigint() {
 #[test]
 fn nothing_is_left_in_the_kernel_after_sigkill() {
     nothing_is_left_after(libc::SIGKILL);
+}
+
+#[test]
+fn nothing_is_left_in_the_kernel_after_a_check() {
+    let before = all();
+    let status = Command::new(binary()).arg("check").stdout(Stdio::null()).status().expect("a check");
+    assert_eq!(status.code(), Some(0));
+    wait_until_gone(&BTreeSet::new(), &before);
 }
 
 #[test]

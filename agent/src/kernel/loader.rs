@@ -12,14 +12,16 @@ use anyhow::{Context as _, anyhow, bail};
 use aya::{
     Btf as AyaBtf, Ebpf, EbpfLoader, Endianness, include_bytes_aligned,
     maps::Map,
-    programs::{BtfTracePoint, Iter as IterProgram, ProgramError, tp_btf::BtfTracePointLinkId},
+    programs::{Iter as IterProgram, Program as AyaProgram, ProgramError, links::FdLink},
 };
 use siskin_ebpf::{Control as Shared, Probe, Slots, map};
 
 use super::{
     btf::Btf,
     control::Control,
-    facts,
+    facts::{self, Facts},
+    features::Features,
+    hook::{Group, Hook, HookState, Point, State},
     iter::Iter,
     memory::{self, Kind, Plan},
     privileges,
@@ -40,80 +42,6 @@ const fn common(name: &'static str, kind: Kind, value_bytes: usize) -> Plan {
     Plan { name, kind, key_bytes: 4, value_bytes: value_bytes as u64, entries: 1 }
 }
 
-/// Where a program is attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Point {
-    /// A tracepoint, with arguments typed by BTF.
-    Tracepoint(&'static str),
-    /// An iterator over kernel objects, run by user space.
-    Iterator(&'static str),
-    /// An iterator over the elements of a map.
-    MapIterator(&'static str, &'static str),
-}
-
-impl Point {
-    /// The hook's name in labels and logs.
-    pub fn name(&self) -> String {
-        match self {
-            Self::Tracepoint(name) => format!("tp_btf/{name}"),
-            Self::Iterator(name) | Self::MapIterator(name, _) => format!("iter/{name}"),
-        }
-    }
-}
-
-/// A program and where it goes.
-#[derive(Clone, Copy, Debug)]
-pub struct Hook {
-    /// The probe it is part of.
-    pub probe: Probe,
-    /// The program's name.
-    pub program: &'static str,
-    /// Where it is attached.
-    pub point: Point,
-}
-
-/// What became of a hook.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum State {
-    /// The program runs.
-    Attached,
-    /// This kernel does not have what the program needs.
-    Unsupported(String),
-    /// The kernel refused the program.
-    Failed(String),
-    /// The operator turned the probe off.
-    Disabled,
-}
-
-impl State {
-    /// The value of the label `state`.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Attached => "attached",
-            Self::Unsupported(_) => "unsupported",
-            Self::Failed(_) => "failed",
-            Self::Disabled => "disabled",
-        }
-    }
-
-    /// The value of the label `reason`.
-    pub fn reason(&self) -> &str {
-        match self {
-            Self::Unsupported(reason) | Self::Failed(reason) => reason,
-            Self::Attached | Self::Disabled => "",
-        }
-    }
-}
-
-/// A hook with its state.
-#[derive(Clone, Debug)]
-pub struct HookState {
-    /// The hook.
-    pub hook: Hook,
-    /// What became of it.
-    pub state: State,
-}
-
 /// What to load.
 #[derive(Debug)]
 pub struct Request<'a> {
@@ -122,7 +50,7 @@ pub struct Request<'a> {
     /// Probes to run.
     pub enabled: &'a [Probe],
     /// All hooks.
-    pub hooks: &'a [Hook],
+    pub groups: &'a [Group],
     /// The maps of every probe.
     pub plans: &'a [(Probe, Plan)],
     /// The most kernel memory that maps may take.
@@ -145,7 +73,20 @@ pub struct Kernel {
     pub maps_bytes: u64,
     sysfs: PathBuf,
     iterators: Vec<(&'static str, Iter)>,
-    links: HashMap<&'static str, BtfTracePointLinkId>,
+    links: HashMap<&'static str, FdLink>,
+}
+
+/// A group with why its cheapest hooks cannot be used, if so.
+struct Choice<'a> {
+    group: &'a Group,
+    lack: Option<String>,
+}
+
+impl Choice<'_> {
+    /// The maps that only the side uses which was not chosen.
+    fn unused_maps(&self) -> &'static [&'static str] {
+        self.group.maps[usize::from(self.lack.is_none())]
+    }
 }
 
 impl Kernel {
@@ -155,19 +96,16 @@ impl Kernel {
     /// When nothing can run: no privilege, no BTF, maps over their budget, or an object that the kernel refuses whole.
     pub fn load(request: &Request<'_>) -> anyhow::Result<Self> {
         privileges::check()?;
-        let path = request.sysfs.join("kernel/btf/vmlinux");
-        let bytes = read_btf(&path)?;
-        let btf = Btf::parse(&bytes)
-            .with_context(|| format!("cannot read kernel types from {}", path.display()))?;
+        let path = types_path(request.sysfs);
+        let bytes = read_types(&path)?;
+        let btf = parse_types(&bytes, &path)?;
         let facts = facts::resolve(&btf);
-        let runs = |probe: Probe| request.enabled.contains(&probe) && facts.missing(probe).is_none();
+        let features = Features::probe(&btf);
+        let choices: Vec<_> =
+            request.groups.iter().map(|group| Choice { group, lack: features.lack(group) }).collect();
 
         let cpus = possible_cpus()? as u64;
-        let mut plans = COMMON_MAPS.to_vec();
-        plans.extend(request.plans.iter().map(|(probe, plan)| {
-            // The object makes every map; those of a probe that does not run are as small as can be.
-            Plan { entries: if runs(*probe) { plan.entries } else { 1 }, ..*plan }
-        }));
+        let plans = plans(request, &facts, &choices);
         let maps_bytes = memory::total_bytes(&plans, cpus);
         if maps_bytes > request.memory_limit_bytes {
             bail!(
@@ -204,42 +142,59 @@ impl Kernel {
             iterators: Vec::new(),
             links: HashMap::new(),
         };
-        for hook in request.hooks {
-            let state = if !request.enabled.contains(&hook.probe) {
-                State::Disabled
-            } else if let Some(reason) = facts.missing(hook.probe) {
-                State::Unsupported(reason.to_owned())
-            } else {
-                kernel.attach(hook, &aya_btf)
-            };
-            kernel.hooks.push(HookState { hook: *hook, state });
+        for choice in &choices {
+            kernel.attach_group(choice, request.enabled, &facts, &aya_btf);
         }
         Ok(kernel)
     }
 
+    /// Attaches the hooks of a group that were chosen, and notes what became of all.
+    fn attach_group(&mut self, choice: &Choice<'_>, enabled: &[Probe], facts: &Facts, btf: &AyaBtf) {
+        let Group { hooks, instead, .. } = choice.group;
+        let put = |kernel: &mut Self, hook: &Hook, lack: Option<&str>| {
+            let state = if !enabled.contains(&hook.probe) {
+                State::Disabled
+            } else if let Some(reason) = facts.missing(hook.probe) {
+                State::Unsupported(reason.to_owned())
+            } else if let Some(lack) = lack {
+                State::replaced(hook, instead, lack)
+            } else {
+                kernel.attach(hook, btf)
+            };
+            kernel.hooks.push(HookState { hook: *hook, state });
+        };
+        for hook in *hooks {
+            put(self, hook, choice.lack.as_deref());
+        }
+        if choice.lack.is_some() {
+            for hook in *instead {
+                put(self, hook, None);
+            }
+        }
+    }
+
     fn attach(&mut self, hook: &Hook, btf: &AyaBtf) -> State {
-        match self.try_attach(hook, btf) {
-            Ok(()) => State::Attached,
-            Err(error) => match error.downcast_ref::<ProgramError>() {
-                Some(ProgramError::Btf(_)) => {
-                    State::Unsupported(format!("this kernel has no {}", hook.point.name()))
+        let Err(error) = self.try_attach(hook, btf) else { return State::Attached };
+        let Hook { program, remedy, .. } = hook;
+        let point = hook.point.name();
+        match error.downcast_ref::<ProgramError>() {
+            Some(ProgramError::Btf(_)) => {
+                State::Unsupported(format!("this kernel has no {point}; it needs {remedy}"))
+            }
+            Some(ProgramError::LoadError { io_error, verifier_log }) => {
+                tracing::debug!("verifier log of {program}: {verifier_log}");
+                match objection(&verifier_log.to_string()) {
+                    Some(objection) => {
+                        State::Failed(format!("cannot load program `{program}`: {io_error}: {objection}"))
+                    }
+                    // It was refused before the verifier looked at it.
+                    None => {
+                        let what = format!("cannot load program `{program}` for {point}: {io_error}");
+                        State::Unsupported(format!("{what}; it needs {remedy}"))
+                    }
                 }
-                Some(ProgramError::LoadError { io_error, verifier_log }) => {
-                    tracing::debug!("verifier log of {}: {verifier_log}", hook.program);
-                    let log = verifier_log.to_string();
-                    // The log ends with statistics; what the verifier objects to stands above them.
-                    let statistics = ["processed ", "stack depth ", "verification time "];
-                    let last = log
-                        .lines()
-                        .rev()
-                        .find(|line| {
-                            !statistics.iter().any(|start| line.starts_with(start)) && !line.is_empty()
-                        })
-                        .unwrap_or_default();
-                    State::Failed(format!("cannot load program `{}`: {io_error}: {last}", hook.program))
-                }
-                _ => State::Failed(format!("cannot attach program `{}`: {error:#}", hook.program)),
-            },
+            }
+            _ => State::Failed(format!("cannot attach program `{program}`: {error:#}")),
         }
     }
 
@@ -247,29 +202,29 @@ impl Kernel {
         let name = hook.program;
         let map = match hook.point {
             Point::MapIterator(_, map) => Some(self.map(map)?),
-            Point::Tracepoint(_) | Point::Iterator(_) => None,
+            Point::Tracepoint(_) | Point::Exit(_) | Point::Iterator(_) => None,
         };
-        let program = self
-            .ebpf
-            .program_mut(name)
-            .ok_or_else(|| anyhow!("the object has no program `{name}`; rebuild it"))?;
-        let fd = match hook.point {
+        let program = program(&mut self.ebpf, name)?;
+        match hook.point {
             Point::Tracepoint(tracepoint) => {
-                let program: &mut BtfTracePoint = program.try_into()?;
+                let AyaProgram::BtfTracePoint(program) = program else { bail!(OTHER_KIND) };
                 program.load(tracepoint, btf)?;
-                let link = program.attach()?;
-                self.links.insert(name, link);
-                program.fd()?.as_fd().try_clone_to_owned()?
+            }
+            Point::Exit(function) => {
+                let AyaProgram::FExit(program) = program else { bail!(OTHER_KIND) };
+                program.load(function, btf)?;
             }
             Point::Iterator(target) | Point::MapIterator(target, _) => {
                 let program: &mut IterProgram = program.try_into()?;
                 program.load(target, btf)?;
-                let fd = program.fd()?.as_fd().try_clone_to_owned()?;
-                let link = sys::link_iter(fd.as_fd(), map.as_ref().map(OwnedFd::as_fd))?;
+                let link = sys::link_iter(program.fd()?.as_fd(), map.as_ref().map(OwnedFd::as_fd))?;
                 self.iterators.push((name, Iter::new(link)));
-                fd
             }
-        };
+        }
+        if hook.point.is_event() {
+            self.links.insert(name, link(program)?);
+        }
+        let fd = program.fd()?.as_fd().try_clone_to_owned()?;
         self.programs.push(Program::new(hook.probe, name, fd));
         Ok(())
     }
@@ -293,17 +248,12 @@ impl Kernel {
         Some(self.iterators.swap_remove(index).1)
     }
 
-    /// Detaches the probe's programs from their tracepoints; they stay loaded.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn pause(&mut self, probe: Probe) -> anyhow::Result<()> {
-        for name in self.tracepoint_programs(probe) {
-            if let Some(link) = self.links.remove(name) {
-                self.tracepoint(name)?.detach(link)?;
-            }
+    /// Detaches the probe's programs from their events; they stay loaded.
+    pub fn pause(&mut self, probe: Probe) {
+        for name in self.event_programs(probe) {
+            // Closing the link detaches.
+            self.links.remove(name);
         }
-        Ok(())
     }
 
     /// Attaches the programs that [`Self::pause`] detached.
@@ -311,38 +261,33 @@ impl Kernel {
     /// # Errors
     /// When the kernel refuses.
     pub fn resume(&mut self, probe: Probe) -> anyhow::Result<()> {
-        for name in self.tracepoint_programs(probe) {
+        for name in self.event_programs(probe) {
             if !self.links.contains_key(name) {
-                let link = self.tracepoint(name)?.attach()?;
+                let link = link(program(&mut self.ebpf, name)?)?;
                 self.links.insert(name, link);
             }
         }
         Ok(())
     }
 
-    fn tracepoint_programs(&self, probe: Probe) -> Vec<&'static str> {
+    fn event_programs(&self, probe: Probe) -> Vec<&'static str> {
         let attached = self.hooks.iter().filter(|state| {
-            state.hook.probe == probe
-                && state.state == State::Attached
-                && matches!(state.hook.point, Point::Tracepoint(_))
+            state.hook.probe == probe && state.state == State::Attached && state.hook.point.is_event()
         });
         attached.map(|state| state.hook.program).collect()
     }
 
-    fn tracepoint(&mut self, name: &str) -> anyhow::Result<&mut BtfTracePoint> {
-        let program = self
-            .ebpf
-            .program_mut(name)
-            .ok_or_else(|| anyhow!("the object has no program `{name}`; rebuild it"))?;
-        Ok(program.try_into()?)
+    /// Whether nothing of a probe is lacking.
+    pub fn is_up(&self, probe: Probe) -> bool {
+        self.hooks.iter().filter(|state| state.hook.probe == probe).all(|state| match state.state {
+            State::Attached | State::Replaced(_) => true,
+            State::Limited(_) | State::Unsupported(_) | State::Failed(_) | State::Disabled => false,
+        })
     }
 
-    /// Whether every hook of a probe is attached.
-    pub fn is_up(&self, probe: Probe) -> bool {
-        self.hooks
-            .iter()
-            .filter(|state| state.hook.probe == probe)
-            .all(|state| state.state == State::Attached)
+    /// Whether a probe has anything attached.
+    pub fn runs(&self, probe: Probe) -> bool {
+        self.hooks.iter().any(|state| state.hook.probe == probe && state.state == State::Attached)
     }
 
     /// Sends what the programs print to the log, when they were built to print.
@@ -360,6 +305,44 @@ impl Kernel {
     }
 }
 
+/// The maps to make. The object makes every map; those that nobody will use are as small as can be.
+fn plans(request: &Request<'_>, facts: &Facts, choices: &[Choice<'_>]) -> Vec<Plan> {
+    let runs = |probe| request.enabled.contains(&probe) && facts.missing(probe).is_none();
+    let is_used = |name| !choices.iter().any(|choice| choice.unused_maps().contains(&name));
+    let of_probes = request.plans.iter().map(|(probe, plan)| Plan {
+        entries: if runs(*probe) && is_used(plan.name) { plan.entries } else { 1 },
+        ..*plan
+    });
+    COMMON_MAPS.into_iter().chain(of_probes).collect()
+}
+
+const OTHER_KIND: &str = "the program in the object is of another kind; rebuild it";
+
+fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut AyaProgram> {
+    ebpf.program_mut(name).ok_or_else(|| anyhow!("the object has no program `{name}`; rebuild it"))
+}
+
+/// Attaches a loaded program. It stays attached as long as the link lives.
+fn link(program: &mut AyaProgram) -> anyhow::Result<FdLink> {
+    Ok(match program {
+        AyaProgram::BtfTracePoint(program) => {
+            let id = program.attach()?;
+            program.take_link(id)?.into()
+        }
+        AyaProgram::FExit(program) => {
+            let id = program.attach()?;
+            program.take_link(id)?.into()
+        }
+        _ => bail!(OTHER_KIND),
+    })
+}
+
+/// What the verifier objects to. Its log ends with statistics; the objection stands above them.
+fn objection(log: &str) -> Option<&str> {
+    const STATISTICS: [&str; 3] = ["processed ", "stack depth ", "verification time "];
+    log.lines().rev().find(|line| !line.is_empty() && !STATISTICS.iter().any(|start| line.starts_with(start)))
+}
+
 fn map_fd(ebpf: &Ebpf, name: &str) -> anyhow::Result<OwnedFd> {
     let map = ebpf.map(name).ok_or_else(|| anyhow!("the object has no map `{name}`; rebuild it"))?;
     let (Map::Array(data)
@@ -374,15 +357,33 @@ fn map_fd(ebpf: &Ebpf, name: &str) -> anyhow::Result<OwnedFd> {
     Ok(data.fd().as_fd().try_clone_to_owned()?)
 }
 
-fn read_btf(path: &Path) -> anyhow::Result<Vec<u8>> {
+/// Where the kernel's types are.
+pub fn types_path(sysfs: &Path) -> PathBuf {
+    sysfs.join("kernel/btf/vmlinux")
+}
+
+/// Reads the kernel's types.
+///
+/// # Errors
+/// When there are none, or they cannot be read.
+pub fn read_types(path: &Path) -> anyhow::Result<Vec<u8>> {
     fs::read(path).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => anyhow!(
-            "cannot load programs: kernel {} has no BTF at {}; Siskin needs CONFIG_DEBUG_INFO_BTF=y",
+            "cannot load programs: kernel {} has no BTF at {}; Siskin needs CONFIG_DEBUG_INFO_BTF=y, \
+             and sysfs where --path.sysfs says",
             rustix::system::uname().release().to_string_lossy(),
             path.display()
         ),
         _ => anyhow!("cannot read kernel types from {}: {error}", path.display()),
     })
+}
+
+/// Understands the kernel's types.
+///
+/// # Errors
+/// When they are no BTF.
+pub fn parse_types<'a>(bytes: &'a [u8], path: &Path) -> anyhow::Result<Btf<'a>> {
+    Btf::parse(bytes).with_context(|| format!("cannot read kernel types from {}", path.display()))
 }
 
 /// CPUs that may ever come online: per-CPU maps have a value for each.

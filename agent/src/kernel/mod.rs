@@ -3,6 +3,8 @@
 pub mod btf;
 pub mod control;
 pub mod facts;
+pub mod features;
+pub mod hook;
 pub mod iter;
 pub mod loader;
 pub mod memory;

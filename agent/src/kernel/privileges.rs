@@ -3,27 +3,40 @@
 use anyhow::{Context as _, bail};
 use caps::{CapSet, Capability};
 
+/// The capabilities that loading tracing programs takes: CAP_BPF and CAP_PERFMON, both from 5.8.
+pub const NEEDED: [Capability; 2] = [Capability::CAP_BPF, Capability::CAP_PERFMON];
+
+/// Those of [`NEEDED`] that this process does not have; CAP_SYS_ADMIN contains them.
+///
+/// # Errors
+/// When the kernel does not tell.
+pub fn missing() -> anyhow::Result<Vec<Capability>> {
+    let held = caps::read(None, CapSet::Effective).context("cannot read this process's capabilities")?;
+    if held.contains(&Capability::CAP_SYS_ADMIN) {
+        return Ok(Vec::new());
+    }
+    Ok(NEEDED.into_iter().filter(|capability| !held.contains(capability)).collect())
+}
+
 /// Fails with one clear line when this process may not load tracing programs.
 ///
 /// # Errors
-/// When CAP_BPF or CAP_PERFMON is not effective (both 5.8; CAP_SYS_ADMIN contains them).
+/// When a capability is missing.
 pub fn check() -> anyhow::Result<()> {
-    let held = caps::read(None, CapSet::Effective).context("cannot read this process's capabilities")?;
-    if held.contains(&Capability::CAP_SYS_ADMIN) {
-        return Ok(());
-    }
-    let missing: Vec<String> = [Capability::CAP_BPF, Capability::CAP_PERFMON]
-        .iter()
-        .filter(|capability| !held.contains(capability))
-        .map(ToString::to_string)
-        .collect();
+    let missing = missing()?;
     if !missing.is_empty() {
         bail!(
             "cannot load programs: missing {}; run Siskin as root, or give it these capabilities",
-            missing.join(" and ")
+            names(&missing)
         );
     }
     Ok(())
+}
+
+/// Capabilities in a sentence.
+pub fn names(capabilities: &[Capability]) -> String {
+    let names: Vec<_> = capabilities.iter().map(ToString::to_string).collect();
+    names.join(" and ")
 }
 
 /// Gives up every capability but those that `still_works` turns out to need: since 5.19 a process that holds the file

@@ -28,6 +28,8 @@ pub struct Counted {
     pub runs: u64,
     /// Times it was passed over because it was running on that CPU already.
     pub recursion_misses: u64,
+    /// Instructions that the verifier looked at; 0 before 5.16, which does not tell.
+    pub verified_instructions: u32,
 }
 
 impl Program {
@@ -46,6 +48,7 @@ impl Program {
             run_time_ns: info.run_time_ns,
             runs: info.run_cnt,
             recursion_misses: info.recursion_misses,
+            verified_instructions: info.verified_insns,
         })
     }
 }

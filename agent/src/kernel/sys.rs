@@ -5,7 +5,7 @@ use std::{
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
 };
 
-use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_prog_info};
+use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_prog_info, bpf_prog_type};
 
 /// Calls `bpf(2)`.
 ///
@@ -155,6 +155,31 @@ pub fn program_info(program: BorrowedFd<'_>) -> io::Result<bpf_prog_info> {
     // SAFETY: `info` outlives the call and is as long as said.
     unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
     Ok(info)
+}
+
+/// Whether the verifier takes atomic instructions that return what was there: loads a program with one, and lets it go.
+pub fn atomics_fetch() -> bool {
+    // Opcode; destination (low) and source register; offset; immediate. include/uapi/linux/bpf.h, struct bpf_insn, 6.18.
+    const fn instruction(code: u8, registers: u8, offset: i16, immediate: i32) -> u64 {
+        code as u64 | (registers as u64) << 8 | (offset as u16 as u64) << 16 | (immediate as u32 as u64) << 32
+    }
+    const BPF_XCHG: i32 = 0xe1;
+    let program = [
+        instruction(0xb7, 0x00, 0, 0),         // r0 = 0
+        instruction(0x7b, 0x0a, -8, 0),        // *(u64 *)(r10 - 8) = r0
+        instruction(0xdb, 0x0a, -8, BPF_XCHG), // r0 = xchg((u64 *)(r10 - 8), r0)
+        instruction(0xb7, 0x00, 0, 0),         // r0 = 0
+        instruction(0x95, 0x00, 0, 0),         // exit
+    ];
+    let mut attr = attr();
+    // SAFETY: a union: the members that BPF_PROG_LOAD reads.
+    let load = unsafe { &mut attr.__bindgen_anon_3 };
+    load.prog_type = bpf_prog_type::BPF_PROG_TYPE_SOCKET_FILTER as u32;
+    load.insns = program.as_ptr() as u64;
+    load.insn_cnt = program.len() as u32;
+    load.license = c"GPL".as_ptr() as u64;
+    // SAFETY: instructions and licence outlive the call.
+    unsafe { bpf(bpf_cmd::BPF_PROG_LOAD, &mut attr) }.map(owned).is_ok()
 }
 
 /// Turns on the kernel's run-time statistics of programs for as long as the descriptor lives (5.8).

@@ -13,7 +13,8 @@ use crate::{
     flows::FlowTable,
     kernel::{
         control::Control,
-        loader::{Hook, Kernel, Point, possible_cpus},
+        hook::{Group, Hook, Point},
+        loader::{Kernel, possible_cpus},
         memory::{Kind, Plan},
         rows::{Bank, Deltas, Keyed, Rows},
     },
@@ -22,11 +23,13 @@ use crate::{
 };
 
 /// The probe's programs.
-pub const HOOKS: &[Hook] = &[Hook {
+pub const GROUPS: &[Group] = &[Group::only(&[Hook {
     probe: Probe::Disk,
     program: program::DISK_COMPLETE,
     point: Point::Tracepoint("block_rq_complete"),
-}];
+    remedy: "CONFIG_BLOCK=y",
+    loses: None,
+}])];
 
 /// Rows in the kernel's table of devices: one per operation.
 const fn device_rows(limits: &Limits) -> u32 {

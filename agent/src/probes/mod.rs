@@ -6,11 +6,7 @@ use siskin_ebpf::{LOSSES, Loss, Probe, Table};
 
 use crate::{
     flows::FlowTable,
-    kernel::{
-        control::Control,
-        loader::{Hook, Kernel},
-        memory::Plan,
-    },
+    kernel::{control::Control, hook::Group, loader::Kernel, memory::Plan},
     metrics::{self, Exposition},
     workload::Workloads,
 };
@@ -67,8 +63,8 @@ pub trait Reader: Send {
 }
 
 /// Every hook of every probe.
-pub fn hooks() -> Vec<Hook> {
-    [process::HOOKS, tcp::HOOKS, disk::HOOKS, udp::HOOKS].concat()
+pub fn groups() -> Vec<Group> {
+    [process::GROUPS, tcp::GROUPS, disk::GROUPS, udp::GROUPS].concat()
 }
 
 /// Every map of every probe.

@@ -9,7 +9,8 @@ use crate::{
     flows::FlowTable,
     kernel::{
         control::Control,
-        loader::{Hook, Kernel, Point, possible_cpus},
+        hook::{Group, Hook, Point},
+        loader::{Kernel, possible_cpus},
         memory::{Kind, Plan},
         rows::{Bank, Rows},
     },
@@ -18,14 +19,15 @@ use crate::{
 };
 
 /// The probe's programs.
-pub const HOOKS: &[Hook] = &[
+pub const GROUPS: &[Group] = &[Group::only(&[
     hook(program::PROCESS_EXEC, "sched_process_exec"),
     hook(program::PROCESS_FORK, "sched_process_fork"),
     hook(program::PROCESS_EXIT, "sched_process_exit"),
-];
+])];
 
 const fn hook(program: &'static str, tracepoint: &'static str) -> Hook {
-    Hook { probe: Probe::Process, program, point: Point::Tracepoint(tracepoint) }
+    let point = Point::Tracepoint(tracepoint);
+    Hook { probe: Probe::Process, program, point, remedy: "CONFIG_BPF_EVENTS=y", loses: None }
 }
 
 /// Processes whose end is remembered, on kernels that do not name the last thread: more than can end at one moment.

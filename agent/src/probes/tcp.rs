@@ -12,8 +12,9 @@ use crate::{
     flows::{FlowId, FlowTable, Protocol},
     kernel::{
         control::Control,
+        hook::{Group, Hook, Point},
         iter::Iter,
-        loader::{Hook, Kernel, Point, possible_cpus},
+        loader::{Kernel, possible_cpus},
         memory::{Kind, Plan},
         rows::{Bank, Rows},
     },
@@ -22,17 +23,19 @@ use crate::{
 };
 
 /// The probe's programs. The one that follows states comes first: what it sees is not adopted again.
-pub const HOOKS: &[Hook] = &[
-    hook(program::TCP_STATE, Point::Tracepoint("inet_sock_set_state")),
-    hook(program::TCP_RESET_SENT, Point::Tracepoint("tcp_send_reset")),
-    hook(program::TCP_RESET_RECEIVED, Point::Tracepoint("tcp_receive_reset")),
-    hook(program::TCP_SWEEP, Point::MapIterator("bpf_sk_storage_map", map::TCP_SOCKETS)),
-    hook(program::TCP_LISTEN, Point::Iterator("task_file")),
-    hook(program::TCP_ADOPT, Point::Iterator("task_file")),
-];
+pub const GROUPS: &[Group] = &[Group::only(&[
+    hook(program::TCP_STATE, Point::Tracepoint("inet_sock_set_state"), INET),
+    hook(program::TCP_RESET_SENT, Point::Tracepoint("tcp_send_reset"), INET),
+    hook(program::TCP_RESET_RECEIVED, Point::Tracepoint("tcp_receive_reset"), INET),
+    hook(program::TCP_SWEEP, Point::MapIterator("bpf_sk_storage_map", map::TCP_SOCKETS), "Linux 5.12"),
+    hook(program::TCP_LISTEN, Point::Iterator("task_file"), "Linux 5.11"),
+    hook(program::TCP_ADOPT, Point::Iterator("task_file"), "Linux 5.11"),
+])];
 
-const fn hook(program: &'static str, point: Point) -> Hook {
-    Hook { probe: Probe::Tcp, program, point }
+const INET: &str = "CONFIG_INET=y";
+
+const fn hook(program: &'static str, point: Point, remedy: &'static str) -> Hook {
+    Hook { probe: Probe::Tcp, program, point, remedy, loses: None }
 }
 
 /// Listening ports remembered while sockets are adopted.

@@ -12,7 +12,8 @@ use crate::{
     flows::{FlowId, FlowTable, Protocol},
     kernel::{
         control::Control,
-        loader::{Hook, Kernel, Point, possible_cpus},
+        hook::{Group, Hook, Point},
+        loader::{Kernel, possible_cpus},
         memory::{Kind, Plan},
         rows::{Bank, Rows},
     },
@@ -21,11 +22,14 @@ use crate::{
 };
 
 /// The probe's programs.
-pub const HOOKS: &[Hook] =
-    &[hook(program::UDP_SEND, "sock_send_length"), hook(program::UDP_RECEIVE, "sock_recv_length")];
+pub const GROUPS: &[Group] = &[Group::only(&[
+    hook(program::UDP_SEND, "sock_send_length"),
+    hook(program::UDP_RECEIVE, "sock_recv_length"),
+])];
 
 const fn hook(program: &'static str, tracepoint: &'static str) -> Hook {
-    Hook { probe: Probe::Udp, program, point: Point::Tracepoint(tracepoint) }
+    let point = Point::Tracepoint(tracepoint);
+    Hook { probe: Probe::Udp, program, point, remedy: "Linux 6.3", loses: None }
 }
 
 /// Rows in the kernel's table of flows: room for new ones between two readings beside all that have a series.

@@ -58,7 +58,7 @@ impl Tree {
 
 /// The mounts of the hierarchies that the programs charge to: cgroup2 (the whole mount, or `unified` on hybrid hosts), and the
 /// v1 hierarchy of `blkio` where there is one.
-fn hierarchies(mount: &Path, procfs: &Path) -> Vec<(Hierarchy, PathBuf)> {
+pub fn hierarchies(mount: &Path, procfs: &Path) -> Vec<(Hierarchy, PathBuf)> {
     let mut found = Vec::new();
     // Only cgroup2 has this file in its root (Documentation/admin-guide/cgroup-v2.rst, 6.18).
     let unified = [mount.to_owned(), mount.join("unified")];
