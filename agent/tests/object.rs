@@ -53,6 +53,22 @@ fn every_map_of_the_object_is_planned_with_its_true_sizes() {
     }
 }
 
+/// Kernels before 6.4, where stable updates did not reach them, panic when a load faults in a program that calls functions:
+/// which of the program and its first function answers for the fault is a matter of luck, and only one of them can
+/// (kernel/bpf/verifier.c, "bpf: ensure main program has an extable").
+#[test]
+fn programs_call_no_functions() {
+    const CALL: u8 = 0x85;
+    const PSEUDO_CALL: u8 = 1;
+    let object = object();
+    for (name, program) in &object.programs {
+        let function = &object.functions[&program.function_key()];
+        let calls = |code: u8, source: u8| code == CALL && source == PSEUDO_CALL;
+        let calls = function.instructions.iter().filter(|it| calls(it.code, it.src_reg())).count();
+        assert_eq!(calls, 0, "{name}");
+    }
+}
+
 #[test]
 fn names_are_short_enough_for_the_kernel_to_keep_whole() {
     let object = object();

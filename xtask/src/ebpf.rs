@@ -97,6 +97,8 @@ fn rustflags(linker: &Path, arch: &str) -> String {
         "-Cdebuginfo=2".to_owned(),
         format!("-Clinker={}", linker.display()),
         "-Clink-arg=--btf".to_owned(),
+        // Expand memset and memcpy in place. Calls to functions make old kernels panic (agent/tests/object.rs).
+        "-Clink-arg=--disable-expand-memcpy-in-order".to_owned(),
     ]
     .join("\x1f")
 }
@@ -129,6 +131,6 @@ mod tests {
         let flags: Vec<_> = flags.split('\x1f').collect();
         assert_eq!(flags[0], "--cfg=bpf_target_arch=\"x86_64\"");
         assert_eq!(flags[3], "-Clinker=/a folder/bpf-linker");
-        assert_eq!(flags.len(), 5);
+        assert_eq!(flags.len(), 6);
     }
 }
