@@ -13,11 +13,13 @@ macro_rules! define {
         bits { $($bits:ident = $bits_structure:literal $bits_path:literal $bits_need:ident [$($bits_probe:ident),+];)+ }
         enumerators { $($enumerator:ident = $constant:literal $default:literal;)+ }
         flags { $($flag:ident = $tracepoint:literal $argument:literal;)+ }
+        arguments { $($arguments:ident = $function:literal;)+ }
     ) => {
         $(#[unsafe(no_mangle)] pub static $field: u32 = 0;)+
         $(#[unsafe(no_mangle)] pub static $bits: u32 = 0;)+
         $(#[unsafe(no_mangle)] pub static $enumerator: u32 = 0;)+
         $(#[unsafe(no_mangle)] pub static $flag: u32 = 0;)+
+        $(#[unsafe(no_mangle)] pub static $arguments: u32 = 0;)+
     };
 }
 

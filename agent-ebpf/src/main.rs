@@ -33,6 +33,8 @@ mod tcp_iter;
 mod tcp_socket;
 #[cfg(target_arch = "bpf")]
 mod udp;
+#[cfg(target_arch = "bpf")]
+mod udp_exit;
 
 #[cfg(target_arch = "bpf")]
 #[panic_handler]

@@ -29,14 +29,26 @@ const UNIT_LOG2: u32 = 4;
 /// `sock_send_length(sk, ret, flags)`, in the process that sent; 6.3 and later.
 #[btf_tracepoint(function = "sock_send_length")]
 pub fn udp_send(ctx: BtfTracePointContext) -> i32 {
-    moved(ctx.arg(0), ctx.arg(1), 0, Program::UdpSend)
+    sent(ctx.arg(0), ctx.arg(1))
 }
 
 /// `sock_recv_length(sk, ret, flags)`, in the process that received; 6.3 and later.
 #[btf_tracepoint(function = "sock_recv_length")]
 pub fn udp_receive(ctx: BtfTracePointContext) -> i32 {
-    let is_received = ctx.arg::<u32>(2) & (MSG_PEEK | MSG_ERRQUEUE) == 0;
-    moved(ctx.arg(0), if is_received { ctx.arg(1) } else { NOTHING }, 1, Program::UdpReceive)
+    received(ctx.arg(0), ctx.arg(1), ctx.arg(2))
+}
+
+/// A socket sent `result` bytes, or failed to.
+#[inline(always)]
+pub fn sent(sk: *const c_void, result: i32) -> i32 {
+    moved(sk, result, 0, Program::UdpSend)
+}
+
+/// A socket received `result` bytes with these flags, or failed to.
+#[inline(always)]
+pub fn received(sk: *const c_void, result: i32, flags: u32) -> i32 {
+    let is_received = flags & (MSG_PEEK | MSG_ERRQUEUE) == 0;
+    moved(sk, if is_received { result } else { NOTHING }, 1, Program::UdpReceive)
 }
 
 /// The result of a call that moved no datagram.

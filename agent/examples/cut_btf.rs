@@ -97,13 +97,23 @@ const TRACEPOINTS: &[&str] = &[
     "inet_sock_set_state",
     "tcp_send_reset",
     "tcp_receive_reset",
+    "sock_send_length",
+    "sock_recv_length",
     "block_rq_complete",
     "block_rq_issue",
     "block_rq_error",
 ];
 
 /// Functions, kept with the types of their arguments.
-const FUNCTIONS: &[&str] = &["bpf_iter_bpf_sk_storage_map", "bpf_iter_task_file"];
+const FUNCTIONS: &[&str] = &[
+    "bpf_iter_bpf_sk_storage_map",
+    "bpf_iter_task_file",
+    "bpf_iter_tcp",
+    "udp_sendmsg",
+    "udpv6_sendmsg",
+    "udp_recvmsg",
+    "udpv6_recvmsg",
+];
 
 // BTF_KIND_* of include/uapi/linux/btf.h.
 const INT: u32 = 1;

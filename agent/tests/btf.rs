@@ -233,14 +233,31 @@ mod real_kernels {
         }
     }
 
+    /// `udp_recvmsg` in net/ipv4/udp.c of each: before 5.19 with `noblock`, and lately without `addr_len`.
+    #[test]
+    fn arguments_of_functions_are_counted() {
+        for (kernel, bytes) in ALL {
+            let counts = ["udp_sendmsg", "udpv6_sendmsg", "udp_recvmsg", "udpv6_recvmsg"].map(|name| {
+                parse(bytes).function(name).unwrap_or_else(|error| panic!("{kernel}: {error}")).len()
+            });
+            let receive = match kernel {
+                "5.10" => 6,
+                "6.1" | "6.12" => 5,
+                _ => 4,
+            };
+            assert_eq!(counts, [3, 3, receive, receive], "{kernel}");
+        }
+    }
+
     #[test]
     fn iterators_are_functions() {
         for (kernel, bytes) in ALL {
             let btf = parse(bytes);
-            assert!(btf.has_function("bpf_iter_task_file"), "{kernel}");
-            assert!(btf.has_function("bpf_iter_bpf_sk_storage_map"), "{kernel}");
-            assert!(!btf.has_function("bpf_iter_task"), "{kernel}: a prefix is not the name");
-            assert!(!btf.has_function("btf_trace_mark_victim"), "{kernel}: a typedef is not a function");
+            for iterator in ["task_file", "bpf_sk_storage_map", "tcp"] {
+                assert!(btf.function(&format!("bpf_iter_{iterator}")).is_ok(), "{kernel}: {iterator}");
+            }
+            assert!(btf.function("bpf_iter_task").is_err(), "{kernel}: a prefix is not the name");
+            assert!(btf.function("btf_trace_mark_victim").is_err(), "{kernel}: a typedef is not a function");
         }
     }
 
@@ -589,7 +606,7 @@ mod format {
         blob.structure(kind::STRUCT, "last", 4, &[("member", int, 0)]);
         let bytes = blob.bytes();
         assert_eq!(parse(&bytes).field("last", "member"), Ok(plain(0, 4)));
-        assert!(parse(&bytes).has_function("global_function"));
+        assert_eq!(parse(&bytes).function("global_function"), Ok(vec![INT, INT]));
     }
 
     #[test]
@@ -716,7 +733,7 @@ mod corrupt {
         for name in ENUMERATORS {
             _ = btf.enumerator(name);
         }
-        _ = btf.has_function("no_such_function");
+        _ = btf.function("udp_recvmsg");
         true
     }
 

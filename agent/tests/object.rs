@@ -6,6 +6,7 @@ use siskin::{
     kernel::{
         btf::Btf,
         facts,
+        features::Features,
         loader::{COMMON_MAPS, OBJECT},
         memory::Kind,
     },
@@ -91,6 +92,28 @@ fn every_probe_finds_its_facts_on_every_kernel_since_5_10() {
         }
     }
     assert_eq!(kernels, 5);
+}
+
+#[test]
+fn a_kernel_without_the_length_tracepoints_gets_the_returns_of_functions_instead() {
+    let udp_points = |kernel: &str| -> Vec<String> {
+        let bytes =
+            fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/btf/{kernel}.btf"))).unwrap();
+        let features = Features { btf: &Btf::parse(&bytes).unwrap(), fetching_atomics: true };
+        let groups = probes::groups();
+        let chosen = groups.iter().flat_map(|group| match features.lack(group) {
+            None => group.hooks,
+            Some(_) => group.instead,
+        });
+        chosen.filter(|hook| hook.probe == Probe::Udp).map(|hook| hook.point.name()).collect()
+    };
+    let exits = ["fexit/udp_sendmsg", "fexit/udpv6_sendmsg", "fexit/udp_recvmsg", "fexit/udpv6_recvmsg"];
+    for kernel in ["5.10", "6.1"] {
+        assert_eq!(udp_points(kernel), exits, "{kernel}");
+    }
+    for kernel in ["6.12", "6.18", "7.3"] {
+        assert_eq!(udp_points(kernel), ["tp_btf/sock_send_length", "tp_btf/sock_recv_length"], "{kernel}");
+    }
 }
 
 #[test]

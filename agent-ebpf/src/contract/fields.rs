@@ -53,6 +53,7 @@ impl Bits {
 /// * `bits`: `GLOBAL = "structure" "path" Need [Probes]`, the [`Bits`] of a member of at most eight bits, bitfield or not.
 /// * `enumerators`: `GLOBAL = "NAME" default`, the value of an enumerator, or the default where the kernel had a macro.
 /// * `flags`: `GLOBAL = "tracepoint" argument`, 1 when that argument of a tracepoint exists and is a bool.
+/// * `arguments`: `GLOBAL = "function"`, how many arguments a function has, or [`ABSENT`].
 #[macro_export]
 macro_rules! kernel_facts {
     ($callback:ident) => {
@@ -119,6 +120,9 @@ macro_rules! kernel_facts {
             }
             flags {
                 EXIT_SAYS_LAST = "sched_process_exit" 1;
+            }
+            arguments {
+                UDP_RECEIVE_ARGUMENTS = "udp_recvmsg";
             }
         }
     };

@@ -63,4 +63,8 @@ pub mod program {
     pub const UDP_SEND: &str = "udp_send";
     /// Counts datagrams received; tracepoint `sock_recv_length`.
     pub const UDP_RECEIVE: &str = "udp_receive";
+    /// Count datagrams sent, by address family, where there is no tracepoint; return of the functions of the same names.
+    pub const UDP_SENDMSG: [&str; 2] = ["udp_sendmsg", "udpv6_sendmsg"];
+    /// Count datagrams received, likewise.
+    pub const UDP_RECVMSG: [&str; 2] = ["udp_recvmsg", "udpv6_recvmsg"];
 }

@@ -70,6 +70,8 @@ pub enum BtfError {
     NoEnumerator(String),
     /// There is no tracepoint of this name.
     NoTracepoint(String),
+    /// There is no function of this name.
+    NoFunction(String),
 }
 
 impl fmt::Display for BtfError {
@@ -88,6 +90,7 @@ impl fmt::Display for BtfError {
             }
             Self::NoEnumerator(name) => write!(f, "kernel BTF has no enumerator `{name}`"),
             Self::NoTracepoint(name) => write!(f, "no tracepoint `{name}`"),
+            Self::NoFunction(name) => write!(f, "kernel BTF has no function `{name}`"),
         }
     }
 }
@@ -355,11 +358,20 @@ impl<'a> Btf<'a> {
         arguments.map(|[_, id]| self.param(id)).collect()
     }
 
-    /// Whether there is a function of this name (`BTF_KIND_FUNC`): a place for fentry, or for an
-    /// iterator `NAME` the function `bpf_iter_NAME`.
-    pub fn has_function(&self, name: &str) -> bool {
+    /// The parameters of a function (`BTF_KIND_FUNC`): a place for fexit, or for an iterator `NAME` the function
+    /// `bpf_iter_NAME`.
+    ///
+    /// # Errors
+    /// [`BtfError::NoFunction`] if this kernel has none outside of modules; [`BtfError::Corrupt`].
+    pub fn function(&self, name: &str) -> Result<Vec<Param<'a>>, BtfError> {
         let mut records = (1..).map_while(|id| self.get(id).ok());
-        records.any(|record| record.kind() == FUNC && self.name_is(record.name, name))
+        let record = records.find(|record| record.kind() == FUNC && self.name_is(record.name, name));
+        let record = record.ok_or_else(|| BtfError::NoFunction(name.into()))?;
+        let prototype = self.get(record.value)?;
+        if prototype.kind() != FUNC_PROTO {
+            return Err(record.corrupt("a function without a prototype"));
+        }
+        prototype.elements().map(|[_, id]| self.param(id)).collect()
     }
 
     fn get(&self, id: u32) -> Result<Type<'a>, BtfError> {
@@ -533,6 +545,7 @@ mod tests {
         assert_eq!(error.to_string(), "kernel BTF has no enumerator `SOCK_DONE`");
         let error = btf.tracepoint("block_rq_error").unwrap_err();
         assert_eq!(error.to_string(), "no tracepoint `block_rq_error`");
-        assert!(!btf.has_function("bpf_iter_task_file"));
+        let error = btf.function("bpf_iter_task_file").unwrap_err();
+        assert_eq!(error.to_string(), "kernel BTF has no function `bpf_iter_task_file`");
     }
 }

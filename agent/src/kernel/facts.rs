@@ -52,6 +52,7 @@ macro_rules! expand {
         bits { $($bits:ident = $bits_structure:literal $bits_path:literal $bits_need:ident [$($bits_probe:ident),+];)+ }
         enumerators { $($enumerator:ident = $constant:literal $default:literal;)+ }
         flags { $($flag:ident = $tracepoint:literal $argument:literal;)+ }
+        arguments { $($arguments:ident = $function:literal;)+ }
     ) => {
         /// Every member that the programs read.
         pub const FIELDS: &[FieldFact] = &[$(FieldFact {
@@ -73,6 +74,8 @@ macro_rules! expand {
         const ENUMERATORS: &[(&str, &str, u32)] = &[$((stringify!($enumerator), $constant, $default)),+];
         /// Every tracepoint argument whose presence the programs ask for: global, tracepoint, index.
         const FLAGS: &[(&str, &str, usize)] = &[$((stringify!($flag), $tracepoint, $argument)),+];
+        /// Every function whose number of arguments the programs ask for: global, function.
+        const ARGUMENTS: &[(&str, &str)] = &[$((stringify!($arguments), $function)),+];
     };
 }
 
@@ -105,6 +108,10 @@ pub fn resolve(btf: &Btf<'_>) -> Facts {
         let parameters = btf.tracepoint(tracepoint).unwrap_or_default();
         let present = matches!(parameters.get(*index), Some(Param::Int { is_bool: true, .. }));
         facts.globals.push((global, u32::from(present)));
+    }
+    for (global, function) in ARGUMENTS {
+        let count = btf.function(function).ok().and_then(|arguments| u32::try_from(arguments.len()).ok());
+        facts.globals.push((global, count.unwrap_or(ABSENT)));
     }
     facts
 }

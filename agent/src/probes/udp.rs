@@ -12,7 +12,7 @@ use crate::{
     flows::{FlowId, FlowTable, Protocol},
     kernel::{
         control::Control,
-        hook::{Group, Hook, Point},
+        hook::{Group, Hook, Needs, Point},
         loader::{Kernel, possible_cpus},
         memory::{Kind, Plan},
         rows::{Bank, Rows},
@@ -21,15 +21,32 @@ use crate::{
     workload::{Hierarchy, Workloads},
 };
 
-/// The probe's programs.
-pub const GROUPS: &[Group] = &[Group::only(&[
-    hook(program::UDP_SEND, "sock_send_length"),
-    hook(program::UDP_RECEIVE, "sock_recv_length"),
-])];
+/// The probe's programs. Both places tell the same number; the tracepoints are one for both address families.
+pub const GROUPS: &[Group] = &[
+    group("sock_send_length", &[tracepoint(program::UDP_SEND, "sock_send_length")], &SENDMSG),
+    group("sock_recv_length", &[tracepoint(program::UDP_RECEIVE, "sock_recv_length")], &RECVMSG),
+];
 
-const fn hook(program: &'static str, tracepoint: &'static str) -> Hook {
-    let point = Point::Tracepoint(tracepoint);
-    Hook { probe: Probe::Udp, program, point, remedy: "Linux 6.3", loses: None }
+const SENDMSG: [Hook; 2] = exits(program::UDP_SENDMSG);
+const RECVMSG: [Hook; 2] = exits(program::UDP_RECVMSG);
+
+const fn group(needs: &'static str, hooks: &'static [Hook], instead: &'static [Hook]) -> Group {
+    Group { needs: Needs::Tracepoint(needs), hooks, instead, maps: [&[], &[]] }
+}
+
+const fn tracepoint(program: &'static str, name: &'static str) -> Hook {
+    hook(program, Point::Tracepoint(name), "Linux 6.3")
+}
+
+/// The functions have the names of the programs.
+const fn exits([v4, v6]: [&'static str; 2]) -> [Hook; 2] {
+    const REMEDY: &str =
+        "Linux 6.3, or CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS=y (x86_64: 5.5, aarch64: 6.4)";
+    [hook(v4, Point::Exit(v4), REMEDY), hook(v6, Point::Exit(v6), REMEDY)]
+}
+
+const fn hook(program: &'static str, point: Point, remedy: &'static str) -> Hook {
+    Hook { probe: Probe::Udp, program, point, remedy, loses: None }
 }
 
 /// Rows in the kernel's table of flows: room for new ones between two readings beside all that have a series.
