@@ -10,6 +10,8 @@
 #[cfg(target_arch = "bpf")]
 mod atomic;
 #[cfg(target_arch = "bpf")]
+mod cgroup;
+#[cfg(target_arch = "bpf")]
 mod disk;
 #[cfg(target_arch = "bpf")]
 mod facts;

@@ -10,9 +10,9 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use siskin_ebpf::{
-    CommRow, Control, DiskBank, DiskKey, DiskRow, DiskWorkloadKey, DiskWorkloadRow, Exited, FlowKey, FlowRow,
-    Histogram, Listener, Loss, ProcessBank, ProcessRow, Slots, Socket, Table, TcpBank, TcpRow, UdpBank,
-    UdpRow,
+    CgroupBank, CgroupKey, CgroupNote, CommRow, Control, DiskBank, DiskKey, DiskRow, DiskWorkloadKey,
+    DiskWorkloadRow, Exited, FlowKey, FlowRow, Histogram, Listener, Loss, ProcessBank, ProcessRow, Slots,
+    Socket, Table, TcpBank, TcpRow, UdpBank, UdpRow,
 };
 
 use crate::{
@@ -28,6 +28,13 @@ pub static CONTROL: Array<Control, 1, { BPF_F_MMAPABLE as usize }> = Array::new(
 
 #[btf_map(name = "slots")]
 pub static SLOTS: PerCpuArray<Slots, 1> = PerCpuArray::new();
+
+#[btf_map(name = "cgroup_bank")]
+pub static CGROUP_BANK: PerCpuArray<CgroupBank, 1> = PerCpuArray::new();
+#[btf_map(name = "cgroup_notes")]
+pub static CGROUP_NOTES: HashMap<CgroupKey, CgroupNote, ROWS> = HashMap::new();
+#[btf_map(name = "cgroup_draft")]
+pub static CGROUP_DRAFT: PerCpuArray<CgroupNote, 1> = PerCpuArray::new();
 
 #[btf_map(name = "process_bank")]
 pub static PROCESS_BANK: PerCpuArray<ProcessBank, 1> = PerCpuArray::new();

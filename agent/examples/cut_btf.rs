@@ -27,7 +27,7 @@ const STRUCTS: &[(&str, &[&str])] = &[
     ),
     ("css_set", &["dfl_cgrp"]),
     ("cgroup", &["kn", "root"]),
-    ("cgroup_root", &["hierarchy_id"]),
+    ("cgroup_root", &["subsys_mask", "hierarchy_id"]),
     ("kernfs_node", &["id"]),
     (
         "sock",
@@ -86,10 +86,13 @@ const STRUCTS: &[(&str, &[&str])] = &[
 ];
 
 /// Enumerators; the enumerations that have them are kept whole.
-const ENUMS: &[&str] = &["SOCK_DONE", "__RQF_FLUSH_SEQ", "REQ_OP_READ", "__REQ_PREFLUSH", "TCP_ESTABLISHED"];
+const ENUMS: &[&str] =
+    &["SOCK_DONE", "__RQF_FLUSH_SEQ", "REQ_OP_READ", "__REQ_PREFLUSH", "TCP_ESTABLISHED", "io_cgrp_id"];
 
 /// Tracepoints, kept with the types of their arguments.
 const TRACEPOINTS: &[&str] = &[
+    "cgroup_mkdir",
+    "cgroup_release",
     "sched_process_exec",
     "sched_process_fork",
     "sched_process_exit",

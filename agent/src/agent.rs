@@ -28,7 +28,7 @@ use crate::{
         sys,
     },
     probes,
-    workload::Workloads,
+    workload::{Workloads, notes::Notes},
 };
 
 /// Runs the agent until SIGTERM or SIGINT.
@@ -145,8 +145,10 @@ fn start(flags: &Run) -> anyhow::Result<State> {
     let works = || sys::lookup(control_map.as_fd(), &0u32.to_ne_bytes(), &mut [0; CONTROL_WORDS]).is_ok();
     let kept = privileges::drop_all_but_needed(works)?;
     tracing::debug!("capabilities kept: {kept:?}");
-    let workloads =
-        Workloads::new(flags.paths.cgroup.clone(), flags.paths.procfs.clone(), limits.workloads as usize);
+    let mut workloads = Workloads::new(flags.paths.roots(), limits.workloads as usize);
+    if kernel.is_up(Probe::Cgroup) {
+        workloads.watch(Notes::new(kernel.map(map::CGROUP_NOTES)?));
+    }
     let flows = FlowTable::new(limits.flows as usize);
     let cpus = possible_cpus()?;
     let meter = Meter::new(Bank::new(kernel.map(map::SLOTS)?, size_of::<Slots>(), cpus));

@@ -126,10 +126,10 @@ fn look(flags: &Check) -> (Vec<Finding>, Vec<Checked>) {
 
     let text = |error: &anyhow::Error| format!("{error:#}");
     let types = resolved.as_ref().map(|_| path.display().to_string()).map_err(text);
-    let cgroups = cgroup::hierarchies(&flags.paths.cgroup, &flags.paths.procfs);
+    let cgroups = cgroup::hierarchies(&flags.paths.cgroup_mount, &flags.paths.procfs);
     let cgroup2 = cgroups.into_iter().find(|(hierarchy, _)| *hierarchy == Hierarchy::CGROUP2);
     let cgroup2 = cgroup2.map(|(_, root)| format!("cgroup2 at {}", root.display())).ok_or_else(|| {
-        let place = flags.paths.cgroup.display();
+        let place = flags.paths.cgroup_mount.display();
         format!("no cgroup2 at {place}: workloads will be `unknown`; mount it or give --path.cgroup")
     });
     let mut findings = vec![

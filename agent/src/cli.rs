@@ -6,7 +6,7 @@ use bytesize::ByteSize;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use siskin_ebpf::{MAX_PERIOD_LOG2, Probe};
 
-use crate::{budget::cores, probes::Limits};
+use crate::{budget::cores, probes::Limits, workload::Roots};
 
 /// eBPF host telemetry: network flows, processes and disk I/O, served to Prometheus.
 #[derive(Debug, Parser)]
@@ -121,6 +121,12 @@ pub struct Check {
 /// A pair of flags for each probe; the last one given counts.
 #[derive(Args, Debug)]
 pub struct Collectors {
+    /// Run the cgroup probe (default): names of short-lived containers
+    #[arg(long = "collector.cgroup", action = ArgAction::SetTrue, overrides_with = "no_cgroup")]
+    cgroup: bool,
+    /// Do not run the cgroup probe; cgroups are then looked for when they did something
+    #[arg(long = "no-collector.cgroup", action = ArgAction::SetTrue, overrides_with = "cgroup")]
+    no_cgroup: bool,
     /// Run the process probe (default)
     #[arg(long = "collector.process", action = ArgAction::SetTrue, overrides_with = "no_process")]
     process: bool,
@@ -155,6 +161,7 @@ impl Collectors {
     /// The probes to run.
     pub fn enabled(&self) -> Vec<Probe> {
         let off = |probe| match probe {
+            Probe::Cgroup => self.no_cgroup,
             Probe::Process => self.no_process,
             Probe::Tcp => self.no_tcp,
             Probe::Disk => self.no_disk,
@@ -205,7 +212,7 @@ impl Sizes {
 pub struct Paths {
     /// Where the host's cgroups are mounted
     #[arg(long = "path.cgroup", value_name = "DIRECTORY", default_value = "/sys/fs/cgroup")]
-    pub cgroup: PathBuf,
+    pub cgroup_mount: PathBuf,
 
     /// Where the host's procfs is mounted
     #[arg(long = "path.procfs", value_name = "DIRECTORY", default_value = "/proc")]
@@ -214,6 +221,22 @@ pub struct Paths {
     /// Where the host's sysfs is mounted
     #[arg(long = "path.sysfs", value_name = "DIRECTORY", default_value = "/sys")]
     pub sysfs: PathBuf,
+
+    /// Where the kubelet keeps the logs of pods, whose directories name them; need not be there
+    #[arg(long = "path.pod-logs", value_name = "DIRECTORY", default_value = "/var/log/pods")]
+    pub pod_logs: PathBuf,
+
+    /// Where the kubelet links the logs of containers, by links that name them; need not be there
+    #[arg(long = "path.container-logs", value_name = "DIRECTORY", default_value = "/var/log/containers")]
+    pub container_logs: PathBuf,
+}
+
+impl Paths {
+    /// The directories that name workloads.
+    pub fn roots(&self) -> Roots {
+        let Self { cgroup_mount, procfs, sysfs: _, pod_logs, container_logs } = self.clone();
+        Roots { cgroup: cgroup_mount, procfs, pod_logs, container_logs }
+    }
 }
 
 /// Severity of log messages.

@@ -120,14 +120,19 @@ impl Collector {
             tracing::warn!("cannot read what the programs cost: {error}");
         }
         let snapshot = Arc::new(state.describe());
+        state.workloads.described();
         state.last = Some((Instant::now(), Arc::clone(&snapshot)));
         snapshot
     }
 
-    /// Reads the probes whose tables fill up, so that no row is refused. Costs no system call when none does.
+    /// Reads the probes whose tables fill up, so that no row is refused. Costs next to nothing when none does.
     pub fn relieve(&self) {
         let mut state = self.lock();
-        state.read(|fills_up| fills_up);
+        let all = state.workloads.is_crowded();
+        let control = &state.kernel.control;
+        if all || state.readers.iter().any(|reader| reader.fills_up(control)) {
+            state.read(|fills_up| fills_up || all);
+        }
     }
 
     /// Ends a tick of the budget. Returns how each probe is to be attached in the next.
@@ -156,11 +161,14 @@ impl Collector {
     /// Attaches a probe for 1 in 2^`duty_log2` of the time, or detaches it with `None`. Says whether that worked.
     pub fn attach(&self, probe: Probe, duty_log2: Option<u64>) -> bool {
         let mut state = self.lock();
-        let State { budget, kernel, .. } = &mut *state;
+        let State { budget, kernel, workloads, .. } = &mut *state;
         let result = match duty_log2 {
             Some(duty_log2) => {
                 // Before the first event: what is taken from now on stands for so much more.
                 kernel.control.set_rate(probe, &Rate { duty_log2, ..kernel.control.rate(probe) });
+                if probe == Probe::Cgroup {
+                    workloads.distrust();
+                }
                 kernel.resume(probe)
             }
             None => {
@@ -192,6 +200,10 @@ impl State {
     fn read(&mut self, wanted: impl Fn(bool) -> bool) {
         let mut all = !self.readers.is_empty();
         self.workloads.begin();
+        let gone = self.workloads.retire(&self.flows.workloads());
+        for reader in &mut self.readers {
+            reader.forget(&gone);
+        }
         for reader in &mut self.readers {
             if !wanted(reader.fills_up(&self.kernel.control)) {
                 all = false;
@@ -208,6 +220,7 @@ impl State {
             self.readings.insert(name, reading);
         }
         if all {
+            self.workloads.forget_gone();
             self.heartbeat =
                 SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |now| now.as_secs_f64());
         }
@@ -263,10 +276,7 @@ impl State {
             out.gauge(&metrics::COLLECT_SUCCESS, &[probe], f64::from(reading.success));
         }
         out.gauge(&metrics::HEARTBEAT, &[], self.heartbeat);
-        let lookups = self.workloads.lookups;
-        for (outcome, count) in [("pod", lookups.pod), ("unit", lookups.unit), ("unknown", lookups.unknown)] {
-            out.counter(&metrics::WORKLOAD_LOOKUPS, &[outcome], count as f64);
-        }
+        self.workloads.describe(out);
         for reader in &self.readers {
             let period_log2 = self.kernel.control.rate(reader.probe()).period_log2;
             let ratio = self.budget.ratio(reader.probe(), period_log2);

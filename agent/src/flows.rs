@@ -2,7 +2,7 @@
 //! table are exact. Pure.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt,
     net::{IpAddr, Ipv6Addr},
 };
@@ -199,6 +199,11 @@ impl FlowTable {
     /// Adds what did not fit the kernel's table.
     pub fn add_other(&mut self, protocol: Protocol, role: Role, delta: impl Into<Delta>) {
         self.other[protocol as usize][role as usize].add(&delta.into());
+    }
+
+    /// The workloads that have rows.
+    pub fn workloads(&self) -> HashSet<Id> {
+        self.rows.keys().map(|flow| flow.workload).collect()
     }
 
     /// Describes all rows of the running protocols as metrics.

@@ -173,7 +173,10 @@ metrics! {
     FLOW_SERIES = Gauge Agent "siskin_flow_series" [] "Rows in the flow table, with the rows for the rest.";
     FLOW_SERIES_LIMIT = Gauge Agent "siskin_flow_series_limit" [] "Most rows in the flow table, without the rows for the rest.";
     WORKLOAD_LOOKUPS = Counter Agent "siskin_workload_lookups_total" ["outcome"]
-        "Cgroups looked up, by what they turned out to be.";
+        "Cgroups that did something and were looked up, by what they turned out to be. One that is nowhere is looked for again, after 1 s, 2 s, 4 s and so on.";
+    WORKLOAD_SERIES = Gauge Agent "siskin_workload_series" [] "Workloads that have series of their own.";
+    WORKLOAD_SERIES_LIMIT = Gauge Agent "siskin_workload_series_limit" [] "Most workloads that may have series of their own; what the others do is in container=\"unknown\".";
+    WORKLOAD_CGROUPS = Gauge Agent "siskin_workload_cgroups" [] "Cgroups that are known by name, also dead ones until their last value was read.";
     COLLECT_SECONDS = Gauge Agent "siskin_collect_seconds" ["probe"] "Time the last reading of the probe took.";
     COLLECT_SUCCESS = Gauge Agent "siskin_collect_success" ["probe"] "1 when the last reading of the probe succeeded.";
     HEARTBEAT = Gauge Agent "siskin_heartbeat_timestamp_seconds" []

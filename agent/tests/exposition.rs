@@ -8,7 +8,7 @@ use siskin::{
     flows::{FlowId, FlowTable, Peer, Protocol},
     metrics::{self, Exposition},
     probes::{disk::DiskTotals, process::ProcessTotals, tcp::TcpTotals},
-    workload::{Id, Labels, Workloads},
+    workload::{Id, Labels, Roots, Workloads},
 };
 use siskin_ebpf::{
     DiskOp, DiskRow, DiskWorkloadRow, FlowRow, Latency, Lifetime, Loss, ProcessRow, Role, TcpRow, UdpRow,
@@ -16,9 +16,9 @@ use siskin_ebpf::{
 };
 
 fn workloads() -> (Workloads, Id, Id) {
-    let mut workloads = Workloads::new("/nowhere".into(), "/nowhere".into(), 10);
-    let unit = workloads.intern(Labels { container: "nginx.service".into(), ..Labels::default() });
-    let pod = workloads.intern(Labels {
+    let mut workloads = Workloads::new(Roots::default(), 10);
+    let unit = workloads.intern(&Labels { container: "nginx.service".into(), ..Labels::default() });
+    let pod = workloads.intern(&Labels {
         namespace: "shop".into(),
         pod: "cart-7d9\"\\\n".into(),
         container: "cart".into(),
@@ -100,6 +100,7 @@ fn the_text_is_as_agreed() {
     totals.describe(&workloads, &mut out);
     flows.describe(&[Protocol::Tcp, Protocol::Udp], &workloads, &mut out);
     disk(unit).describe(&workloads, &mut out);
+    workloads.describe(&mut out);
     let text = metrics::text(&out.into_families()).unwrap();
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/exposition.txt");
     if std::env::var_os("SISKIN_UPDATE_GOLDEN").is_some() {

@@ -14,6 +14,8 @@ use std::{
 #[derive(Debug)]
 pub struct Cgroup {
     path: PathBuf,
+    namespace: String,
+    pod: String,
     /// The label `container` of what runs in it.
     pub container: String,
 }
@@ -36,15 +38,23 @@ impl Cgroup {
     /// # Panics
     /// When it cannot be made.
     pub fn under(root: &Path, container: &str) -> Self {
-        let path = root.join(&container[1..]);
+        Self::of_pod(root.join(&container[1..]), ["", "", container])
+    }
+
+    /// Makes the cgroup of a pod's container: its directory, and its labels namespace, pod and container.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    pub fn of_pod(path: PathBuf, labels: [&str; 3]) -> Self {
         fs::create_dir(&path)
             .unwrap_or_else(|error| panic!("cannot make cgroup {}: {error}", path.display()));
-        Self { path, container: container.to_owned() }
+        let [namespace, pod, container] = labels.map(str::to_owned);
+        Self { path, namespace, pod, container }
     }
 
     /// The labels of what runs in it.
     pub fn labels(&self) -> [(&str, &str); 3] {
-        [("namespace", ""), ("pod", ""), ("container", &self.container)]
+        [("namespace", &self.namespace), ("pod", &self.pod), ("container", &self.container)]
     }
 
     /// Its directory.

@@ -40,6 +40,11 @@ impl Load {
             .expect("the load maker moves");
     }
 
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Gives a command and does not wait for its answer.
     ///
     /// # Panics

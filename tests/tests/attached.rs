@@ -13,7 +13,9 @@ use std::{
 use siskin_tests::agent::{Agent, binary};
 
 /// The programs, as `bpftool prog` shows them.
-const PROGRAMS: [&str; 12] = [
+const PROGRAMS: [&str; 14] = [
+    "cgroup_mkdir",
+    "cgroup_release",
     "process_exec",
     "process_fork",
     "process_exit",
@@ -32,11 +34,14 @@ const PROGRAMS: [&str; 12] = [
 const AT_START: [&str; 3] = ["tcp_listen", "tcp_adopt", "tcp_listeners"];
 
 /// The maps, as `bpftool map` shows them.
-const MAPS: [&str; 23] = [
+const MAPS: [&str; 26] = [
     // The read-only globals.
     ".rodata",
     "control",
     "slots",
+    "cgroup_bank",
+    "cgroup_notes",
+    "cgroup_draft",
     "process_bank",
     "process_rows_a",
     "process_rows_b",

@@ -6,6 +6,8 @@ use super::Rate;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(usize)]
 pub enum Probe {
+    /// Cgroups that come and go: names for what the others count.
+    Cgroup,
     /// Process starts and ends.
     Process,
     /// TCP connections and their flows.
@@ -18,11 +20,12 @@ pub enum Probe {
 
 impl Probe {
     /// Every probe, in the order of their numbers.
-    pub const ALL: [Self; PROBES] = [Self::Process, Self::Tcp, Self::Disk, Self::Udp];
+    pub const ALL: [Self; PROBES] = [Self::Cgroup, Self::Process, Self::Tcp, Self::Disk, Self::Udp];
 
     /// The probe's name in flags, labels and logs.
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Cgroup => "cgroup",
             Self::Process => "process",
             Self::Tcp => "tcp",
             Self::Disk => "disk",
@@ -32,7 +35,7 @@ impl Probe {
 }
 
 /// Number of [`Probe`]s.
-pub const PROBES: usize = 4;
+pub const PROBES: usize = 5;
 
 /// A table of keyed rows that is kept in two banks; its number indexes [`Control`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,10 +53,13 @@ pub enum Table {
     DiskWorkload,
     /// [`UdpRow`](crate::UdpRow) by [`FlowKey`](crate::FlowKey).
     Udp,
+    /// [`CgroupNote`](crate::CgroupNote) by [`CgroupKey`](crate::CgroupKey). Has one bank: user space takes notes out as it reads
+    /// them.
+    Cgroup,
 }
 
 /// Number of [`Table`]s.
-pub const TABLES: usize = 6;
+pub const TABLES: usize = 7;
 
 /// What both sides share at run time: one element of a memory-mapped array.
 #[repr(C)]
@@ -86,11 +92,14 @@ pub enum Loss {
     SocketStorage,
     /// A disk request without a time stamp: counted, but in no latency histogram.
     NoTimestamp,
+    /// A cgroup whose path is longer than what the programs keep: its name waits for the next look at the tree.
+    LongPath,
 }
 
 impl Loss {
     /// Every loss a program counts, in the order of their numbers.
-    pub const ALL: [Self; 4] = [Self::MapFull, Self::LateAttach, Self::SocketStorage, Self::NoTimestamp];
+    pub const ALL: [Self; 5] =
+        [Self::MapFull, Self::LateAttach, Self::SocketStorage, Self::NoTimestamp, Self::LongPath];
 
     /// The value of the label `reason`.
     pub const fn reason(self) -> &'static str {
@@ -99,6 +108,7 @@ impl Loss {
             Self::LateAttach => "late_attach",
             Self::SocketStorage => "socket_storage",
             Self::NoTimestamp => "no_timestamp",
+            Self::LongPath => "long_path",
         }
     }
 }

@@ -60,8 +60,8 @@ macro_rules! kernel_facts {
         $callback! {
             fields {
                 CSS_SET_CGROUP = "css_set" "dfl_cgrp" 8 Required [Process];
-                CGROUP_KN = "cgroup" "kn" 8 Required [Process, Tcp, Disk, Udp];
-                KN_ID = "kernfs_node" "id" 8 Required [Process, Tcp, Disk, Udp];
+                CGROUP_KN = "cgroup" "kn" 8 Required [Cgroup, Process, Tcp, Disk, Udp];
+                KN_ID = "kernfs_node" "id" 8 Required [Cgroup, Process, Tcp, Disk, Udp];
                 TASK_PID = "task_struct" "pid" 4 Required [Process];
                 TASK_TGID = "task_struct" "tgid" 4 Required [Process];
                 TASK_START = "task_struct" "start_time" 8 Required [Process];
@@ -106,8 +106,9 @@ macro_rules! kernel_facts {
                 BIO_BLKG = "bio" "bi_blkg" 8 Optional [Disk];
                 BLKG_BLKCG = "blkcg_gq" "blkcg" 8 Optional [Disk];
                 BLKCG_CGROUP = "blkcg" "css.cgroup" 8 Optional [Disk];
-                CGROUP_ROOT = "cgroup" "root" 8 Required [Disk];
-                ROOT_HIERARCHY = "cgroup_root" "hierarchy_id" 4 Required [Disk];
+                CGROUP_ROOT = "cgroup" "root" 8 Required [Cgroup, Disk];
+                ROOT_HIERARCHY = "cgroup_root" "hierarchy_id" 4 Required [Cgroup, Disk];
+                ROOT_CONTROLLERS = "cgroup_root" "subsys_mask" 4 Required [Cgroup];
             }
             bits {
                 SK_USERLOCKS = "sock" "sk_userlocks" Required [Udp];
@@ -117,6 +118,7 @@ macro_rules! kernel_facts {
                 RQF_FLUSH_SEQ = "__RQF_FLUSH_SEQ" 4;
                 RQF_IO_STAT = "__RQF_IO_STAT" 13;
                 REQ_OP_ZONE_APPEND = "REQ_OP_ZONE_APPEND" 13;
+                IO_CONTROLLER = "io_cgrp_id" 31;
             }
             flags {
                 EXIT_SAYS_LAST = "sched_process_exit" 1;

@@ -9,6 +9,10 @@ made_of_words!(Slots);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 pub enum Program {
+    /// `cgroup_mkdir`.
+    CgroupMkdir,
+    /// `cgroup_release`.
+    CgroupRelease,
     /// `process_exec`.
     ProcessExec,
     /// `process_fork`.
@@ -30,11 +34,13 @@ pub enum Program {
 }
 
 /// Number of [`Program`]s.
-pub const PROGRAMS: usize = 9;
+pub const PROGRAMS: usize = 11;
 
 impl Program {
     /// Every program, in the order of their numbers.
     pub const ALL: [Self; PROGRAMS] = [
+        Self::CgroupMkdir,
+        Self::CgroupRelease,
         Self::ProcessExec,
         Self::ProcessFork,
         Self::ProcessExit,
@@ -50,6 +56,8 @@ impl Program {
     pub const fn name(self) -> &'static str {
         use super::program;
         match self {
+            Self::CgroupMkdir => program::CGROUP_MKDIR,
+            Self::CgroupRelease => program::CGROUP_RELEASE,
             Self::ProcessExec => program::PROCESS_EXEC,
             Self::ProcessFork => program::PROCESS_FORK,
             Self::ProcessExit => program::PROCESS_EXIT,

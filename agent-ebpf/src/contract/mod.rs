@@ -1,5 +1,6 @@
 //! What both sides agree on; see the crate's page.
 
+mod cgroup;
 mod control;
 mod disk;
 mod fields;
@@ -12,6 +13,7 @@ mod tcp;
 mod udp;
 mod words;
 
+pub use cgroup::{CGROUP_PATH_WORDS, CgroupBank, CgroupKey, CgroupNote};
 pub use control::{Control, LOSSES, Loss, PROBES, Probe, TABLES, Table};
 pub use disk::{
     DiskBank, DiskKey, DiskOp, DiskRow, DiskTotal, DiskVariance, DiskWorkloadKey, DiskWorkloadRow,

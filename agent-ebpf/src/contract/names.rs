@@ -7,6 +7,12 @@ pub mod map {
     pub const CONTROL: &str = "control";
     /// What the programs note about themselves, per CPU.
     pub const SLOTS: &str = "slots";
+    /// Losses of the cgroup probe, per CPU.
+    pub const CGROUP_BANK: &str = "cgroup_bank";
+    /// Cgroups that came or went since user space last looked.
+    pub const CGROUP_NOTES: &str = "cgroup_notes";
+    /// Where a note is put together, per CPU: it is longer than the stack.
+    pub const CGROUP_DRAFT: &str = "cgroup_draft";
     /// Per-CPU counters and histograms of the process probe.
     pub const PROCESS_BANK: &str = "process_bank";
     /// Process counters by cgroup, in two banks.
@@ -39,6 +45,10 @@ pub mod map {
 
 /// Programs, as `bpftool prog` shows them.
 pub mod program {
+    /// Notes the path of a new cgroup; tracepoint `cgroup_mkdir`.
+    pub const CGROUP_MKDIR: &str = "cgroup_mkdir";
+    /// Notes that nothing refers to a cgroup any more; tracepoint `cgroup_release`.
+    pub const CGROUP_RELEASE: &str = "cgroup_release";
     /// Counts execs; tracepoint `sched_process_exec`.
     pub const PROCESS_EXEC: &str = "process_exec";
     /// Counts new processes; tracepoint `sched_process_fork`.

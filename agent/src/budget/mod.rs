@@ -22,7 +22,9 @@ const HOT: [(Probe, &[Program]); 2] =
     [(Probe::Disk, &[Program::DiskComplete]), (Probe::Udp, &[Program::UdpSend, Program::UdpReceive])];
 
 /// Programs that count every event.
-const EXACT: [Program; 6] = [
+const EXACT: [Program; 8] = [
+    Program::CgroupMkdir,
+    Program::CgroupRelease,
     Program::ProcessExec,
     Program::ProcessFork,
     Program::ProcessExit,

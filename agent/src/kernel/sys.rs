@@ -68,6 +68,31 @@ pub fn lookup_batch(
     values: &mut [u64],
     count: u32,
 ) -> io::Result<Batch> {
+    batch(bpf_cmd::BPF_MAP_LOOKUP_BATCH, map, cursor, keys, values, count)
+}
+
+/// As [`lookup_batch`], and removes what it copies, each element in one step.
+///
+/// # Errors
+/// As [`lookup_batch`].
+pub fn take_batch(
+    map: BorrowedFd<'_>,
+    cursor: &mut Option<Cursor>,
+    keys: &mut [u8],
+    values: &mut [u64],
+    count: u32,
+) -> io::Result<Batch> {
+    batch(bpf_cmd::BPF_MAP_LOOKUP_AND_DELETE_BATCH, map, cursor, keys, values, count)
+}
+
+fn batch(
+    command: bpf_cmd,
+    map: BorrowedFd<'_>,
+    cursor: &mut Option<Cursor>,
+    keys: &mut [u8],
+    values: &mut [u64],
+    count: u32,
+) -> io::Result<Batch> {
     let mut next: Cursor = 0;
     let mut attr = attr();
     attr.batch.map_fd = map.as_raw_fd() as u32;
@@ -77,7 +102,7 @@ pub fn lookup_batch(
     attr.batch.values = values.as_mut_ptr() as u64;
     attr.batch.count = count;
     // SAFETY: cursors and slices outlive the call; callers size the slices for `count` elements.
-    let result = unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) };
+    let result = unsafe { bpf(command, &mut attr) };
     // SAFETY: the kernel writes the count back, also with ENOENT.
     let count = unsafe { attr.batch.count };
     let done = match result {

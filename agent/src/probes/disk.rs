@@ -1,6 +1,10 @@
 //! The disk probe: block requests by device and operation, and by workload. Sampled; exact at ratio 1.
 
-use std::{collections::HashMap, fs, io, path::PathBuf};
+use std::{
+    collections::{HashMap, HashSet},
+    fs, io,
+    path::PathBuf,
+};
 
 use siskin_ebpf::{
     DiskBank, DiskKey, DiskOp, DiskRow, DiskTotal, DiskVariance, DiskWorkloadKey, DiskWorkloadRow, Loss,
@@ -217,6 +221,12 @@ impl Reader for Disk {
         self.totals.clusters.tick([ios, bytes, total_ns, device_ns], duty_log2);
         self.totals.set_bank(bank);
         Ok(())
+    }
+
+    fn forget(&mut self, gone: &HashSet<Id>) {
+        for totals in &mut self.totals.workloads {
+            totals.forget(gone);
+        }
     }
 
     fn fills_up(&self, control: &Control) -> bool {

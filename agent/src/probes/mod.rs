@@ -1,6 +1,6 @@
 //! The probes: one file each says what it attaches, which maps it has, how they are read, and what they mean.
 
-use std::io;
+use std::{collections::HashSet, io};
 
 use siskin_ebpf::{LOSSES, Loss, Probe, Table};
 
@@ -8,9 +8,10 @@ use crate::{
     flows::FlowTable,
     kernel::{control::Control, hook::Group, loader::Kernel, memory::Plan},
     metrics::{self, Exposition},
-    workload::Workloads,
+    workload::{Id, Workloads},
 };
 
+pub mod cgroup;
 pub mod disk;
 pub mod process;
 pub mod tcp;
@@ -52,6 +53,9 @@ pub trait Reader: Send {
         Ok(())
     }
 
+    /// Lets go of workloads that are gone.
+    fn forget(&mut self, _gone: &HashSet<Id>) {}
+
     /// Whether a table fills up and should be read before the next scrape.
     fn fills_up(&self, control: &Control) -> bool;
 
@@ -64,13 +68,14 @@ pub trait Reader: Send {
 
 /// Every hook of every probe.
 pub fn groups() -> Vec<Group> {
-    [process::GROUPS, tcp::GROUPS, disk::GROUPS, udp::GROUPS].concat()
+    [cgroup::GROUPS, process::GROUPS, tcp::GROUPS, disk::GROUPS, udp::GROUPS].concat()
 }
 
 /// Every map of every probe.
 pub fn plans(limits: &Limits) -> Vec<(Probe, Plan)> {
     let of = |probe, plans: Vec<Plan>| plans.into_iter().map(move |plan| (probe, plan));
-    of(Probe::Process, process::plans(limits))
+    of(Probe::Cgroup, cgroup::plans())
+        .chain(of(Probe::Process, process::plans(limits)))
         .chain(of(Probe::Tcp, tcp::plans(limits)))
         .chain(of(Probe::Disk, disk::plans(limits)))
         .chain(of(Probe::Udp, udp::plans(limits)))
@@ -83,6 +88,7 @@ pub fn plans(limits: &Limits) -> Vec<(Probe, Plan)> {
 /// When a map or iterator is not there.
 pub fn reader(probe: Probe, kernel: &mut Kernel, limits: &Limits) -> anyhow::Result<Box<dyn Reader>> {
     Ok(match probe {
+        Probe::Cgroup => Box::new(cgroup::Cgroup::new(kernel)?),
         Probe::Process => Box::new(process::Process::new(kernel, limits)?),
         Probe::Tcp => Box::new(tcp::Tcp::new(kernel, limits)?),
         Probe::Disk => Box::new(disk::Disk::new(kernel, limits)?),

@@ -1,6 +1,9 @@
 //! The process probe: execs, forks, exits, lifetimes and OOM kills by workload, and execs by command name.
 
-use std::{collections::HashMap, io};
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+};
 
 use siskin_ebpf::{CommRow, Loss, Outcome, Probe, ProcessBank, ProcessRow, Table, Words as _, map, program};
 
@@ -164,6 +167,10 @@ impl Reader for Process {
         self.comms.read(control, |comm, row| totals.add_comm(comm, row.execs))?;
         totals.bank = self.bank.read()?;
         Ok(())
+    }
+
+    fn forget(&mut self, gone: &HashSet<Id>) {
+        self.totals.workloads.forget(gone);
     }
 
     fn fills_up(&self, control: &Control) -> bool {

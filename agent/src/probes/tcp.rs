@@ -1,7 +1,7 @@
 //! The TCP probe: connections by workload, flows, latencies, resets. Bytes of live connections come from a sweep over
 //! their sockets before each reading; connections older than the agent are adopted once at start.
 
-use std::io;
+use std::{collections::HashSet, io};
 
 use siskin_ebpf::{
     Failure, FlowKey, FlowRow, Loss, Probe, Role, Socket, Table, TcpBank, TcpRow, Words as _, map, program,
@@ -191,6 +191,10 @@ impl Reader for Tcp {
         })?;
         totals.set_bank(self.bank.read()?, flows);
         Ok(())
+    }
+
+    fn forget(&mut self, gone: &HashSet<Id>) {
+        self.totals.workloads.forget(gone);
     }
 
     fn fills_up(&self, control: &Control) -> bool {

@@ -1,7 +1,6 @@
-//! The cgroup trees: from a cgroup's id, which is the inode of its directory, to its path.
+//! The cgroup trees: every living cgroup's id, which is the inode of its directory, and its path.
 
 use std::{
-    collections::HashMap,
     fs, io,
     os::unix::fs::{DirEntryExt as _, MetadataExt as _},
     path::{Path, PathBuf},
@@ -9,51 +8,50 @@ use std::{
 
 use super::Hierarchy;
 
-/// The paths of all living cgroups, as of the last scan.
+/// Where the trees are.
 #[derive(Debug)]
-pub struct Tree {
-    mount: PathBuf,
-    procfs: PathBuf,
-    paths: HashMap<(Hierarchy, u64), String>,
+pub struct Trees {
+    /// Where cgroups are mounted, usually `/sys/fs/cgroup`.
+    pub mount: PathBuf,
+    /// Where procfs is: it says which v1 hierarchy has which number.
+    pub procfs: PathBuf,
 }
 
-impl Tree {
-    /// A tree that was not scanned yet. `mount` is where cgroups are mounted, usually `/sys/fs/cgroup`.
-    pub fn new(mount: PathBuf, procfs: PathBuf) -> Self {
-        Self { mount, procfs, paths: HashMap::new() }
-    }
-
-    /// The path of a cgroup inside its hierarchy.
-    pub fn path(&self, hierarchy: Hierarchy, id: u64) -> Option<&str> {
-        self.paths.get(&(hierarchy, id)).map(String::as_str)
-    }
-
-    /// Looks at every cgroup there is now. A cgroup that goes away meanwhile is left out.
-    pub fn scan(&mut self) {
-        self.paths.clear();
+impl Trees {
+    /// Calls `each` with the hierarchy, id and path of every cgroup there is now. One that goes away meanwhile is left out.
+    pub fn scan(&self, mut each: impl FnMut(Hierarchy, u64, &str)) {
         for (hierarchy, root) in hierarchies(&self.mount, &self.procfs) {
-            let walk = fs::metadata(&root).and_then(|metadata| {
-                self.paths.insert((hierarchy, metadata.ino()), "/".to_owned());
-                self.walk(hierarchy, &root, "")
+            let walked = fs::metadata(&root).and_then(|metadata| {
+                each(hierarchy, metadata.ino(), "/");
+                walk(&root, &mut String::new(), &mut |id, path| each(hierarchy, id, path))
             });
-            if let Err(error) = walk {
+            if let Err(error) = walked {
                 tracing::debug!("cannot scan cgroups in {}: {error}", root.display());
             }
         }
     }
+}
 
-    fn walk(&mut self, hierarchy: Hierarchy, directory: &Path, path: &str) -> io::Result<()> {
-        for entry in fs::read_dir(directory)? {
-            let Ok(entry) = entry else { continue };
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                let child = format!("{path}/{}", entry.file_name().to_string_lossy());
-                // Gone again, or not ours to see: the others are still worth naming.
-                let _ = self.walk(hierarchy, &entry.path(), &child);
-                self.paths.insert((hierarchy, entry.ino()), child);
-            }
+/// Visits what is below a directory, whose path inside its hierarchy is `path`.
+fn walk(directory: &Path, path: &mut String, each: &mut impl FnMut(u64, &str)) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let Ok(entry) = entry else { continue };
+        if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            continue;
         }
-        Ok(())
+        let length = path.len();
+        path.push('/');
+        path.push_str(&entry.file_name().to_string_lossy());
+        each(entry.ino(), path);
+        // A directory's links are its own two and one for each directory in it. Most cgroups have none, and some sixty files
+        // that need not be listed.
+        if !entry.metadata().is_ok_and(|metadata| metadata.nlink() == 2) {
+            // Gone again, or not ours to see: the others are still worth naming.
+            let _ = walk(&entry.path(), path, each);
+        }
+        path.truncate(length);
     }
+    Ok(())
 }
 
 /// The mounts of the hierarchies that the programs charge to: cgroup2 (the whole mount, or `unified` on hybrid hosts), and the
@@ -81,6 +79,8 @@ fn v1_number(proc_cgroups: &str, controller: &str) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use super::*;
 
     const PROC_CGROUPS: &str =
@@ -95,18 +95,28 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_tree_is_named_by_inode() -> io::Result<()> {
+    fn both_trees_of_a_hybrid_host_are_named_by_inode() -> io::Result<()> {
         let root = std::env::temp_dir().join(format!("siskin-cgroup-{}", std::process::id()));
-        fs::create_dir_all(root.join("a.slice/b.service"))?;
-        fs::write(root.join("cgroup.controllers"), "")?;
-        let mut tree = Tree::new(root.clone(), root.clone());
-        tree.scan();
-        let inode = fs::metadata(root.join("a.slice/b.service"))?.ino();
-        let path = tree.path(Hierarchy::CGROUP2, inode).map(str::to_owned);
-        let top = tree.path(Hierarchy::CGROUP2, fs::metadata(&root)?.ino()).map(str::to_owned);
+        fs::create_dir_all(root.join("unified/a.slice/b.service"))?;
+        fs::create_dir_all(root.join("blkio/batch"))?;
+        fs::write(root.join("unified/cgroup.controllers"), "")?;
+        fs::write(root.join("cgroups"), PROC_CGROUPS)?;
+        let mut seen = HashMap::new();
+        Trees { mount: root.clone(), procfs: root.clone() }
+            .scan(|hierarchy, id, path| assert_eq!(seen.insert((hierarchy, id), path.to_owned()), None));
+        let mut expected = HashMap::new();
+        for (hierarchy, tree, path) in [
+            (Hierarchy::CGROUP2, "unified", "/"),
+            (Hierarchy::CGROUP2, "unified", "/a.slice"),
+            (Hierarchy::CGROUP2, "unified", "/a.slice/b.service"),
+            (Hierarchy(7), "blkio", "/"),
+            (Hierarchy(7), "blkio", "/batch"),
+        ] {
+            let inode = fs::metadata(root.join(tree).join(&path[1..]))?.ino();
+            expected.insert((hierarchy, inode), path.to_owned());
+        }
         fs::remove_dir_all(root)?;
-        assert_eq!(path.as_deref(), Some("/a.slice/b.service"));
-        assert_eq!(top.as_deref(), Some("/"));
+        assert_eq!(seen, expected);
         Ok(())
     }
 }

@@ -1,13 +1,30 @@
 //! Who does it: from a cgroup's id to the labels of its workload.
+//!
+//! Cgroups are learned from the programs' notes ([`notes`]) and, where those are missing, from the trees ([`cgroup`]). A path says
+//! what runs there ([`path`]), log directories name it ([`logs`]), and a bounded table gives it series ([`series`]).
 
-use std::{collections::HashMap, path::PathBuf};
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
-use siskin_ebpf::Words;
+use crate::metrics::{self, Exposition};
 
 pub mod cgroup;
-pub mod name;
+pub mod logs;
+pub mod notes;
+pub mod path;
+pub mod series;
+pub mod totals;
 
-use cgroup::Tree;
+use cgroup::Trees;
+use logs::Logs;
+use notes::{Note, Notes};
+use path::{Place, Uid};
+use series::Series;
+pub use totals::Totals;
 
 /// A cgroup hierarchy: 0 is cgroup2, others are the kernel's numbers of cgroup v1 hierarchies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -18,9 +35,9 @@ impl Hierarchy {
     pub const CGROUP2: Self = Self(0);
 }
 
-/// A workload's number, for as long as the agent runs.
+/// A workload's number. One that is gone does not give it to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Id(u32);
+pub struct Id(u64);
 
 impl Id {
     /// What could not be attributed.
@@ -38,143 +55,499 @@ pub struct Labels {
     pub container: String,
 }
 
-/// How cgroup ids were resolved. One that is nowhere is looked for, and counted, at every reading in which it did something.
+/// How cgroup ids were resolved.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Lookups {
     /// To a pod's container.
     pub pod: u64,
-    /// To a systemd unit or a cgroup path.
+    /// To a systemd unit, a container outside Kubernetes, or a cgroup path.
     pub unit: u64,
     /// Not at all.
     pub unknown: u64,
 }
 
+/// Where the host's directories are.
+#[derive(Clone, Debug, Default)]
+pub struct Roots {
+    /// Cgroup mounts, usually in `/sys/fs/cgroup`.
+    pub cgroup: PathBuf,
+    /// Usually `/proc`.
+    pub procfs: PathBuf,
+    /// Usually `/var/log/pods`.
+    pub pod_logs: PathBuf,
+    /// Usually `/var/log/containers`.
+    pub container_logs: PathBuf,
+}
+
+/// A cgroup, by its hierarchy and id.
+type Key = (Hierarchy, u64);
+
+/// A cgroup that was learned and not forgotten.
+#[derive(Debug)]
+struct Known {
+    place: Place,
+    /// Its labels, once looked up, and the state of the logs' names then; `None` when they will not get better.
+    labels: Option<(Labels, Option<u64>)>,
+    /// Its workload, once it did something.
+    workload: Option<Id>,
+    /// The last reading in which it did something.
+    used: u64,
+    /// The reading after which nothing more will be counted under its id, and when it may be forgotten then.
+    gone: Option<(u64, Instant)>,
+}
+
+/// A cgroup that is nowhere.
+#[derive(Debug)]
+struct Missing {
+    next: Instant,
+    wait: Duration,
+}
+
+/// A scan of the trees may take one part in so many of the time.
+const SCAN_SHARE: u32 = 500;
+/// Shortest and longest time after which a cgroup that was nowhere is looked for again.
+const SHORTEST_WAIT: Duration = Duration::from_secs(1);
+const LONGEST_WAIT: Duration = Duration::from_secs(600);
+/// Cgroups that are nowhere and remembered as such.
+const MAX_MISSING: usize = 4096;
+/// Cgroups known at once; beyond, those that did nothing for longest are forgotten and learned again.
+const MAX_KNOWN: usize = 16_384;
+/// How long a cgroup that a scan did not find is kept, where no note says when its last socket is closed.
+const LINGERS: Duration = Duration::from_secs(120);
+
 /// All workloads seen.
 #[derive(Debug)]
 pub struct Workloads {
-    tree: Tree,
-    max: usize,
-    labels: Vec<Labels>,
-    by_labels: HashMap<Labels, Id>,
-    by_cgroup: HashMap<(Hierarchy, u64), Id>,
-    scanned: bool,
+    trees: Trees,
+    logs: Logs,
+    notes: Option<Notes>,
+    series: Series,
+    known: HashMap<Key, Known>,
+    /// The oldest container of each pod.
+    oldest: HashMap<(Hierarchy, Uid), u64>,
+    missing: HashMap<Key, Missing>,
+    /// Cgroups may have come or gone without a note.
+    distrusted: bool,
+    next_scan: Instant,
+    reading: u64,
+    now: Instant,
     /// How lookups ended.
     pub lookups: Lookups,
 }
 
 impl Workloads {
-    /// At most `max` workloads with labels of their own, found under the mount `cgroup`; `procfs` says which v1
-    /// hierarchy has which number.
-    pub fn new(cgroup: PathBuf, procfs: PathBuf, max: usize) -> Self {
-        let unknown = Labels { container: "unknown".into(), ..Labels::default() };
+    /// At most `max` workloads with labels of their own. Nothing is read yet.
+    pub fn new(roots: Roots, max: usize) -> Self {
+        let now = Instant::now();
         Self {
-            tree: Tree::new(cgroup, procfs),
-            max,
-            by_labels: HashMap::from([(unknown.clone(), Id::UNKNOWN)]),
-            labels: vec![unknown],
-            by_cgroup: HashMap::new(),
-            scanned: false,
+            trees: Trees { mount: roots.cgroup, procfs: roots.procfs },
+            logs: Logs::new(roots.pod_logs, roots.container_logs),
+            notes: None,
+            series: Series::new(max),
+            known: HashMap::new(),
+            oldest: HashMap::new(),
+            missing: HashMap::new(),
+            distrusted: true,
+            next_scan: now,
+            reading: 0,
+            now,
             lookups: Lookups::default(),
         }
     }
 
-    /// Begins a reading: the tree may be scanned once more for ids that are not known yet.
-    pub fn begin(&mut self) {
-        self.scanned = false;
+    /// Learns of new cgroups from the programs' notes from now on.
+    pub fn watch(&mut self, notes: Notes) {
+        self.notes = Some(notes);
     }
 
-    /// The workload of a cgroup.
-    pub fn resolve(&mut self, hierarchy: Hierarchy, cgroup: u64) -> Id {
-        if let Some(id) = self.by_cgroup.get(&(hierarchy, cgroup)) {
-            return *id;
+    /// Notes may be missing: the trees are looked at once more.
+    pub fn distrust(&mut self) {
+        self.distrusted = true;
+    }
+
+    /// Begins a reading.
+    pub fn begin(&mut self) {
+        self.begin_at(Instant::now());
+    }
+
+    fn begin_at(&mut self, now: Instant) {
+        self.reading += 1;
+        self.now = now;
+        self.series.begin(self.reading, now);
+        self.logs.refresh();
+        if self.distrusted && now >= self.next_scan {
+            self.scan();
         }
+    }
+
+    /// Learns what the programs noted since the last call.
+    ///
+    /// # Errors
+    /// When the kernel refuses to give the notes; then the trees are looked at.
+    pub fn learn(&mut self) -> io::Result<()> {
+        let Some(notes) = &self.notes else { return Ok(()) };
+        let notes = notes.take().inspect_err(|_| self.distrusted = true)?;
+        for note in notes {
+            self.take(note);
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, note: Note) {
+        let key = (note.hierarchy, note.id);
+        if let Some(path) = note.path {
+            // An id is not used again; if it were, the dead one's name would not be.
+            self.forget(key);
+            self.insert(key, &path);
+            // Names of a short-lived pod may be gone when it is time to read what it did.
+            self.name(key);
+        }
+        if note.is_released
+            && let Some(known) = self.known.get_mut(&key)
+        {
+            known.gone = Some((self.reading, self.now));
+        }
+    }
+
+    fn insert(&mut self, key: Key, path: &str) {
+        let place = path::place(path);
+        if let Place::Container { pod: Some(pod), .. } = place {
+            let (hierarchy, id) = key;
+            let oldest = self.oldest.entry((hierarchy, pod)).or_insert(id);
+            // A pod whose sandbox ended gets a new one before it gets new containers.
+            let former = self.known.get_mut(&(hierarchy, *oldest));
+            if former.as_ref().is_some_and(|known| known.gone.is_some()) {
+                *oldest = id;
+            } else if id < *oldest {
+                *oldest = id;
+                // It was taken for the sandbox.
+                former.into_iter().for_each(|known| known.labels = None);
+            }
+        }
+        self.missing.remove(&key);
+        let known = Known { place, labels: None, workload: None, used: self.reading, gone: None };
+        self.known.insert(key, known);
+    }
+
+    /// Looks up the labels of a cgroup, unless the ones that it has are as good as they get.
+    fn name(&mut self, key: Key) -> Option<&Labels> {
+        let known = self.known.get_mut(&key)?;
+        let stale = match &known.labels {
+            None => true,
+            Some((_, at)) => at.is_some_and(|at| at != self.logs.generation),
+        };
+        if stale {
+            let (labels, is_final) = match &known.place {
+                Place::Container { pod, id } => {
+                    let is_oldest =
+                        pod.is_some_and(|pod| self.oldest.get(&(key.0, pod)).is_some_and(|id| *id == key.1));
+                    self.logs.container(*pod, id, is_oldest)
+                }
+                Place::Pod(pod) => self.logs.pod(*pod),
+                Place::Host(name) => (Labels { container: name.to_string(), ..Labels::default() }, true),
+            };
+            known.labels = Some((labels, (!is_final).then_some(self.logs.generation)));
+        }
+        known.labels.as_ref().map(|(labels, _)| labels)
+    }
+
+    /// The workload of a cgroup that did something.
+    pub fn resolve(&mut self, hierarchy: Hierarchy, cgroup: u64) -> Id {
         // 0 is no cgroup at all: a request without an owner.
         if cgroup == 0 {
             return Id::UNKNOWN;
         }
-        if !self.scanned {
-            self.scanned = true;
-            self.tree.scan();
-        }
-        let Some(path) = self.tree.path(hierarchy, cgroup) else {
-            self.lookups.unknown += 1;
+        let key = (hierarchy, cgroup);
+        if !self.known.contains_key(&key) && !self.search(key) {
             return Id::UNKNOWN;
-        };
-        let labels = Labels { container: name::of(path), ..Labels::default() };
-        self.lookups.unit += 1;
-        let id = self.intern(labels);
-        // Ids of cgroups that are gone add up; those that still matter are looked up again.
-        if self.by_cgroup.len() >= self.max * 4 {
-            self.by_cgroup.clear();
         }
-        self.by_cgroup.insert((hierarchy, cgroup), id);
+        let Some(labels) = self.name(key).cloned() else { return Id::UNKNOWN };
+        let id = self.series.intern(&labels);
+        let Some(known) = self.known.get_mut(&key) else { return Id::UNKNOWN };
+        known.used = self.reading;
+        let before = known.workload.replace(id);
+        if before != Some(id) {
+            self.series.hold(id);
+            match before {
+                Some(before) => self.series.release(before),
+                None if labels.pod.is_empty() => self.lookups.unit += 1,
+                None => self.lookups.pod += 1,
+            }
+        }
         id
     }
 
+    /// Looks for a cgroup that is not known, and says whether it is now. One that was nowhere is not looked for at once again.
+    fn search(&mut self, key: Key) -> bool {
+        if self.missing.get(&key).is_some_and(|missing| self.now < missing.next) {
+            return false;
+        }
+        // It may have been made after the notes were read, and before what it did was.
+        if let Err(error) = self.learn() {
+            tracing::warn!("cannot read the notes of cgroups: {error}");
+        }
+        if !self.known.contains_key(&key) && self.now >= self.next_scan {
+            self.scan();
+        }
+        if self.known.contains_key(&key) {
+            return true;
+        }
+        self.lookups.unknown += 1;
+        let wait = self.missing.get(&key).map_or(SHORTEST_WAIT, |missing| missing.wait * 2).min(LONGEST_WAIT);
+        if self.missing.len() >= MAX_MISSING {
+            self.missing.clear();
+        }
+        self.missing.insert(key, Missing { next: self.now + wait, wait });
+        false
+    }
+
+    /// Looks at the trees, and not again for a while that is long against the time this took.
+    fn scan(&mut self) {
+        let begin = Instant::now();
+        let Self { trees, known, .. } = &*self;
+        let (mut seen, mut new) = (HashSet::new(), Vec::new());
+        trees.scan(|hierarchy, id, path| {
+            let key = (hierarchy, id);
+            if !known.contains_key(&key) {
+                new.push((key, path.to_owned()));
+            }
+            seen.insert(key);
+        });
+        for (key, path) in new {
+            self.insert(key, &path);
+        }
+        // A cgroup may be removed long before its last socket is closed; a note would say when that was.
+        let is_note_missed = self.notes.is_none() || self.distrusted;
+        let gone = (self.reading, self.now + LINGERS);
+        for (key, known) in &mut self.known {
+            if !seen.contains(key) && known.gone.is_none() && is_note_missed {
+                known.gone = Some(gone);
+            }
+        }
+        self.distrusted = false;
+        self.next_scan = self.now + SHORTEST_WAIT.max(begin.elapsed() * SCAN_SHARE);
+    }
+
+    /// Ends a reading in which everything that was counted was read: forgets cgroups that will not count again.
+    pub fn forget_gone(&mut self) {
+        let (reading, now) = (self.reading, self.now);
+        let is_over = |(since, at): (u64, Instant)| since < reading && at <= now;
+        let over: Vec<Key> = self
+            .known
+            .iter()
+            .filter(|(_, known)| known.gone.is_some_and(is_over))
+            .map(|(key, _)| *key)
+            .collect();
+        for key in over {
+            self.forget(key);
+        }
+        if self.known.len() > MAX_KNOWN {
+            let mut used: Vec<_> = self.known.iter().map(|(key, known)| (known.used, *key)).collect();
+            used.sort_unstable_by_key(|(used, (_, id))| (*used, *id));
+            for (_, key) in &used[..used.len() - MAX_KNOWN / 2] {
+                self.forget(*key);
+            }
+        }
+    }
+
+    fn forget(&mut self, key: Key) {
+        let Some(known) = self.known.remove(&key) else { return };
+        if let Some(id) = known.workload {
+            self.series.release(id);
+        }
+        let (hierarchy, id) = key;
+        if let Place::Container { pod: Some(pod), .. } = known.place
+            && self.oldest.get(&(hierarchy, pod)) == Some(&id)
+        {
+            self.oldest.remove(&(hierarchy, pod));
+        }
+    }
+
+    /// Whether so many cgroups came and went since everything was read that it is time to read everything.
+    pub fn is_crowded(&self) -> bool {
+        self.known.len() > MAX_KNOWN / 2
+            && self.known.values().filter(|known| known.gone.is_some()).count() > MAX_KNOWN / 4
+    }
+
+    /// All that was read so far was served.
+    pub fn described(&mut self) {
+        self.series.described();
+    }
+
+    /// Lets go of workloads that are gone, but for those in `used`; their counters are to go too.
+    pub fn retire(&mut self, used: &HashSet<Id>) -> HashSet<Id> {
+        self.series.retire(used)
+    }
+
     /// The number of the workload with these labels; [`Id::UNKNOWN`] when there are too many.
-    pub fn intern(&mut self, labels: Labels) -> Id {
-        if let Some(id) = self.by_labels.get(&labels) {
-            return *id;
-        }
-        if self.labels.len() >= self.max {
-            return Id::UNKNOWN;
-        }
-        let id = Id(self.labels.len() as u32);
-        self.labels.push(labels.clone());
-        self.by_labels.insert(labels, id);
-        id
+    pub fn intern(&mut self, labels: &Labels) -> Id {
+        self.series.intern(labels)
     }
 
     /// The labels of a workload.
     pub fn labels(&self, id: Id) -> &Labels {
-        &self.labels[id.0 as usize]
-    }
-}
-
-/// Counters by workload, since the agent began.
-#[derive(Clone, Debug)]
-pub struct Totals<V> {
-    rows: HashMap<Id, V>,
-}
-
-impl<V: Words> Default for Totals<V> {
-    /// The unattributed row exists from the start.
-    fn default() -> Self {
-        Self { rows: HashMap::from([(Id::UNKNOWN, V::zero())]) }
-    }
-}
-
-impl<V: Words> Totals<V> {
-    /// Adds to a workload.
-    pub fn add(&mut self, id: Id, delta: &V) {
-        self.rows.entry(id).or_insert_with(V::zero).add(delta);
+        self.series.labels(id)
     }
 
-    /// Every workload with its counters.
-    pub fn iter(&self) -> impl Iterator<Item = (Id, &V)> {
-        self.rows.iter().map(|(id, row)| (*id, row))
+    /// Describes what is known of cgroups as metrics.
+    pub fn describe(&self, out: &mut Exposition) {
+        let Lookups { pod, unit, unknown } = self.lookups;
+        for (outcome, count) in [("pod", pod), ("unit", unit), ("unknown", unknown)] {
+            out.counter(&metrics::WORKLOAD_LOOKUPS, &[outcome], count as f64);
+        }
+        out.gauge(&metrics::WORKLOAD_SERIES, &[], self.series.len() as f64);
+        out.gauge(&metrics::WORKLOAD_SERIES_LIMIT, &[], self.series.max() as f64);
+        out.gauge(&metrics::WORKLOAD_CGROUPS, &[], self.known.len() as f64);
+        out.counter(
+            &metrics::LOST,
+            &[siskin_ebpf::Probe::Cgroup.name(), "workload_limit"],
+            self.series.refused as f64,
+        );
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
-    #[test]
-    fn equal_labels_are_one_workload_and_too_many_are_unknown() {
-        let mut workloads = Workloads::new("/nowhere".into(), "/nowhere".into(), 2);
-        let labels = |name: &str| Labels { container: name.into(), ..Labels::default() };
-        let a = workloads.intern(labels("a"));
-        assert_eq!(workloads.intern(labels("a")), a);
-        assert_ne!(a, Id::UNKNOWN);
-        assert_eq!(workloads.intern(labels("b")), Id::UNKNOWN);
-        assert_eq!(workloads.labels(Id::UNKNOWN).container, "unknown");
+    const UID: &str = "4f8c0b1e-2d3a-4c5b-8e9f-0a1b2c3d4e5f";
+
+    fn made(id: u64, path: &str) -> Note {
+        Note { hierarchy: Hierarchy::CGROUP2, id, path: Some(path.to_owned()), is_released: false }
+    }
+
+    fn released(id: u64) -> Note {
+        Note { hierarchy: Hierarchy::CGROUP2, id, path: None, is_released: true }
+    }
+
+    fn nowhere() -> Workloads {
+        Workloads::new(Roots::default(), 100)
+    }
+
+    fn container(workloads: &mut Workloads, cgroup: u64) -> String {
+        let id = workloads.resolve(Hierarchy::CGROUP2, cgroup);
+        workloads.labels(id).container.clone()
     }
 
     #[test]
-    fn an_id_that_is_nowhere_is_unknown_and_counted() {
-        let mut workloads = Workloads::new("/nowhere".into(), "/nowhere".into(), 2);
-        assert_eq!(workloads.resolve(Hierarchy::CGROUP2, 7), Id::UNKNOWN);
-        assert_eq!(workloads.lookups.unknown, 1);
+    fn a_cgroup_is_what_its_note_said_until_everything_was_read_after_its_end() {
+        let mut workloads = nowhere();
+        workloads.begin();
+        workloads.take(made(7, "/a.service"));
+        workloads.take(released(7));
+        assert_eq!(container(&mut workloads, 7), "a.service");
+        workloads.forget_gone();
+        // The note came while this reading was under way: some of what it counted may not have been read.
+        assert_eq!(container(&mut workloads, 7), "a.service");
+        workloads.begin();
+        assert_eq!(container(&mut workloads, 7), "a.service");
+        workloads.forget_gone();
+        assert_eq!(container(&mut workloads, 7), "unknown");
+        assert_eq!(workloads.known.len(), 0);
+    }
+
+    #[test]
+    fn an_id_that_came_again_has_its_own_name() {
+        let mut workloads = nowhere();
+        workloads.begin();
+        workloads.take(made(7, "/a.service"));
+        assert_eq!(container(&mut workloads, 7), "a.service");
+        workloads.take(made(7, "/b.service"));
+        assert_eq!(container(&mut workloads, 7), "b.service");
+    }
+
+    #[test]
+    fn an_id_that_is_nowhere_is_looked_for_less_and_less_often() {
+        let mut workloads = nowhere();
+        let start = Instant::now();
+        for second in 0..3600 {
+            workloads.begin_at(start + Duration::from_secs(second));
+            assert_eq!(container(&mut workloads, 7), "unknown");
+        }
+        // At once, after 1, 2, 4, … 512 seconds, and then every ten minutes.
+        assert_eq!(workloads.lookups.unknown, 15);
+    }
+
+    #[test]
+    fn the_oldest_container_of_a_pod_is_its_sandbox_also_after_it_got_a_new_one() {
+        let mut workloads = nowhere();
+        workloads.begin();
+        let path = |digit: &str| format!("/kubepods/pod{UID}/{}", digit.repeat(64));
+        for (id, digit) in [(12, "c"), (10, "a"), (11, "b")] {
+            workloads.take(made(id, &path(digit)));
+        }
+        let names = |workloads: &mut Workloads, ids: [u64; 3]| ids.map(|id| container(workloads, id));
+        assert_eq!(names(&mut workloads, [10, 11, 12]), ["pause", "bbbbbbbbbbbb", "cccccccccccc"]);
+        workloads.take(released(10));
+        for (id, digit) in [(20, "d"), (21, "e")] {
+            workloads.take(made(id, &path(digit)));
+        }
+        assert_eq!(names(&mut workloads, [20, 21, 11]), ["pause", "eeeeeeeeeeee", "bbbbbbbbbbbb"]);
+        workloads.begin();
+        workloads.forget_gone();
+        assert_eq!(names(&mut workloads, [20, 21, 11]), ["pause", "eeeeeeeeeeee", "bbbbbbbbbbbb"]);
+        let id = workloads.resolve(Hierarchy::CGROUP2, 20);
+        let labels = workloads.labels(id);
+        assert_eq!((labels.namespace.as_str(), labels.pod.as_str()), ("", UID));
+    }
+
+    #[test]
+    fn what_is_learned_does_not_grow_without_end() {
+        let mut workloads = nowhere();
+        for round in 0..40 {
+            workloads.begin();
+            for id in round * 1000..(round + 1) * 1000 {
+                workloads.take(made(id + 1, &format!("/batch/{id}")));
+                workloads.resolve(Hierarchy::CGROUP2, id + 1);
+                // Every second one stays, or its end was never noted.
+                if id % 2 == 0 {
+                    workloads.take(released(id + 1));
+                }
+            }
+            workloads.forget_gone();
+            workloads.described();
+            workloads.retire(&HashSet::new());
+            assert!(workloads.known.len() <= MAX_KNOWN + 1000);
+            assert!(workloads.series.len() <= 100);
+        }
+        assert!(workloads.oldest.is_empty() && workloads.missing.len() <= MAX_MISSING);
+        assert!(workloads.series.refused > 0);
+    }
+
+    proptest! {
+        /// Whatever is noted in whatever order: nothing panics, and what is forgotten is held by nothing.
+        #[test]
+        fn any_history_of_cgroups_leaves_nothing_behind(
+            steps in prop::collection::vec((0u8..5, 1u64..12, 0u8..4), 0..200)
+        ) {
+            let mut workloads = nowhere();
+            for (action, id, place) in steps {
+                match action {
+                    0 => workloads.begin(),
+                    1 => workloads.forget_gone(),
+                    2 => workloads.take(released(id)),
+                    3 => {
+                        workloads.resolve(Hierarchy::CGROUP2, id);
+                    }
+                    _ => workloads.take(made(id, &match place {
+                        0 => format!("/kubepods/pod{UID}/{id:064x}"),
+                        1 => format!("/kubepods/pod{UID}"),
+                        2 => format!("/docker/{id:064x}"),
+                        _ => format!("/{id}.service"),
+                    })),
+                }
+            }
+            for id in 1..12 {
+                workloads.take(released(id));
+            }
+            workloads.begin();
+            workloads.forget_gone();
+            prop_assert!(workloads.known.is_empty() && workloads.oldest.is_empty());
+            workloads.described();
+            workloads.begin_at(Instant::now() + Duration::from_secs(3600));
+            workloads.retire(&HashSet::new());
+            prop_assert!(workloads.series.is_empty());
+        }
     }
 }
