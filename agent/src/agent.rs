@@ -149,6 +149,8 @@ fn start(flags: &Run) -> anyhow::Result<State> {
     if kernel.is_up(Probe::Cgroup) {
         workloads.watch(Notes::new(kernel.map(map::CGROUP_NOTES)?));
     }
+    // Now, after the programs were attached: cgroups that are there and gone before the first reading have a name too.
+    workloads.begin();
     let flows = FlowTable::new(limits.flows as usize);
     let cpus = possible_cpus()?;
     let meter = Meter::new(Bank::new(kernel.map(map::SLOTS)?, size_of::<Slots>(), cpus));
