@@ -223,7 +223,7 @@ fn nothing_is_left_after(signal: i32) {
     let before = all();
     let agent = Agent::start(&[]);
     let metrics = agent.scrape();
-    assert_eq!(metrics.sum("siskin_probe_up", &[]), 4.0);
+    assert_eq!(metrics.sum("siskin_probe_up", &[]), 5.0);
     let held = held_by(&agent.pid().to_string());
     let kinds = [Kind::Program, Kind::Map, Kind::Link];
     let count = |kind| held.iter().filter(|(of, _)| *of == kind).count();

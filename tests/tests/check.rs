@@ -90,7 +90,7 @@ fn missing_capabilities_are_named_with_exit_code_1() {
         assert!(line(&out, "privileges").contains(&format!(" missing {names}; run Siskin as root")), "{out}");
         // What can be said without them is said.
         assert_eq!(line(&out, "kernel types"), "kernel types   ok       /sys/kernel/btf/vmlinux");
-        assert!(out.ends_with("cannot run: process, tcp, disk, udp\n"), "{out}");
+        assert!(out.ends_with("cannot run: cgroup, process, tcp, disk, udp\n"), "{out}");
     }
     let (code, out, _) = with_only(&[CAP_BPF, CAP_PERFMON], || siskin(&["check"]));
     assert_eq!(code, Some(0), "{out}");
@@ -140,7 +140,7 @@ fn strict_refuses_to_start_without_a_probe_and_lenient_says_what_is_missing() {
     assert_eq!(agent.get("/readyz"), (503, format!("not ready\n{lack}\n")));
     let metrics = agent.scrape();
     assert_eq!(metrics.one("siskin_probe_up", &[("probe", "disk")]), 0.0);
-    assert_eq!(metrics.sum("siskin_probe_up", &[]), 3.0);
+    assert_eq!(metrics.sum("siskin_probe_up", &[]), 4.0);
     assert_eq!(
         metrics.one("siskin_probe_hook_info", &[("probe", "disk"), ("state", "unsupported")]),
         1.0,

@@ -255,7 +255,7 @@ fn the_path_of_the_metrics_can_be_chosen() {
     let agent = Agent::start(&["--web.telemetry-path=/else/where"]);
     let (status, text) = agent.get("/else/where");
     assert_eq!(status, 200);
-    assert_eq!(Metrics::parse(&text).sum("siskin_probe_up", &[]), 4.0);
+    assert_eq!(Metrics::parse(&text).sum("siskin_probe_up", &[]), 5.0);
     assert_eq!(agent.get("/metrics").0, 404);
     assert!(agent.get("/").1.contains("/else/where"));
     assert!(
@@ -283,7 +283,7 @@ fn a_probe_that_is_turned_off_has_no_series_and_is_called_disabled() {
             .collect();
         assert!(of_probe.is_empty(), "{probe}: {of_probe:?}");
         assert_eq!(metrics.one("siskin_probe_up", &[("probe", probe)]), 0.0);
-        assert_eq!(metrics.sum("siskin_probe_up", &[]), 3.0);
+        assert_eq!(metrics.sum("siskin_probe_up", &[]), 4.0);
         let labels = [("probe", probe)];
         let states: BTreeSet<_> = metrics
             .find("siskin_probe_hook_info", &labels)
@@ -360,8 +360,8 @@ fn capabilities(pid: u32, set: &str) -> u64 {
 fn works_without_capabilities(agent: &Agent) {
     let works = || {
         let metrics = agent.scrape();
-        assert_eq!(metrics.sum("siskin_probe_up", &[]), 4.0);
-        assert_eq!(metrics.sum("siskin_collect_success", &[]), 4.0);
+        assert_eq!(metrics.sum("siskin_probe_up", &[]), 5.0);
+        assert_eq!(metrics.sum("siskin_collect_success", &[]), 5.0);
         metrics.sum("siskin_process_execs_total", &[])
     };
     let before = works();
