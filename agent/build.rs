@@ -10,13 +10,14 @@ use std::{
 };
 
 const OBJECT_VARIABLE: &str = "SISKIN_EBPF_OBJECT";
+const REVISION_VARIABLE: &str = "SISKIN_REVISION";
 
 fn main() {
     match embed() {
         Ok(object) => println!("cargo::rustc-env={OBJECT_VARIABLE}={}", object.display()),
         Err(reason) => println!("cargo::error={reason}"),
     }
-    println!("cargo::rustc-env=SISKIN_REVISION={}", revision());
+    println!("cargo::rustc-env={REVISION_VARIABLE}={}", revision());
     println!("cargo::rustc-env=SISKIN_RUSTC={}", compiler());
 }
 
@@ -49,8 +50,12 @@ fn embed() -> Result<PathBuf, String> {
     }
 }
 
-/// The commit, as far as git knows it.
+/// The commit, as far as git knows it; in an image's build, which has no git, as it is told.
 fn revision() -> String {
+    println!("cargo::rerun-if-env-changed={REVISION_VARIABLE}");
+    if let Ok(revision) = env::var(REVISION_VARIABLE) {
+        return revision;
+    }
     // `src` too: whenever the agent is compiled again, `-dirty` is decided again.
     watch(Path::new("src"));
     for file in ["HEAD", "logs/HEAD"] {

@@ -55,7 +55,8 @@ fn compile(toolchain: &Toolchain, options: &Options, folder: &str) -> Result<Pat
     Ok(workspace::path(&format!("target/{host}/{folder}/siskin")))
 }
 
-const STATIC: &str = "-C target-feature=+crt-static";
+/// What makes rustc link everything into the binary.
+pub const STATIC: &str = "-C target-feature=+crt-static";
 
 /// The variable by which cargo takes a setting for one target.
 pub fn target_variable(triple: &str, setting: &str) -> String {

@@ -1,10 +1,10 @@
-//! What the tests on the real kernel need, and what of it this machine lacks.
+//! What the tests need besides a compiler, and what of it this machine lacks.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Command};
 
 use anyhow::Result;
 
-use crate::privilege::Privilege;
+use crate::{privilege::Privilege, steps};
 
 const CAP_SYS_ADMIN: u32 = 21;
 const CAP_PERFMON: u32 = 38;
@@ -50,6 +50,8 @@ struct Facts {
     cgroup2: bool,
     loop_devices: bool,
     ipv6: bool,
+    kubectl: bool,
+    systemd: bool,
 }
 
 /// Probes the machine.
@@ -66,6 +68,9 @@ pub fn lacks(privilege: Privilege) -> Result<Vec<Lack>> {
         cgroup2: has_cgroup2(&read("/proc/self/mounts")),
         loop_devices: exists("/dev/loop-control"),
         ipv6: !read("/proc/net/if_inet6").trim().is_empty(),
+        // It brings kustomize.
+        kubectl: steps::ask(Command::new("kubectl").args(["kustomize", "--help"]))?.is_some(),
+        systemd: steps::ask(Command::new("systemd-analyze").arg("--version"))?.is_some(),
     }))
 }
 
@@ -109,6 +114,13 @@ fn missing(facts: Facts) -> Vec<Lack> {
         "no interface has an IPv6 address",
         "sysctl net.ipv6.conf.all.disable_ipv6=0",
     );
+    need(
+        facts.kubectl,
+        named("kustomize"),
+        "there is no kubectl",
+        "install kubectl 1.27 or newer, see https://kubernetes.io/docs/tasks/tools",
+    );
+    need(facts.systemd, named("systemd_takes"), "there is no systemd-analyze", "apt-get install systemd");
     lacks
 }
 
@@ -134,6 +146,8 @@ mod tests {
         cgroup2: true,
         loop_devices: true,
         ipv6: true,
+        kubectl: true,
+        systemd: true,
     };
 
     #[test]

@@ -3,10 +3,14 @@
 mod agent;
 mod bench;
 mod check;
+mod container;
 mod docs;
+mod e2e;
 mod ebpf;
 mod elf;
 mod freshness;
+mod image;
+mod licences;
 mod machine;
 mod privilege;
 mod run;
@@ -41,6 +45,14 @@ enum Command {
     Test(test::Options),
     /// Build, then measure what the agent costs on this machine as root
     Bench(bench::Options),
+    /// Build the container image
+    Image(image::Options),
+    /// Build the image, then run it with podman as the manifest says, and with less
+    Container(container::Options),
+    /// Run the manifest on the cluster that KUBECONFIG names, from apply to delete
+    E2e(e2e::Options),
+    /// Collect the licences of all that is in the agent, in target/licences
+    Licences,
     /// Check formatting, lints, documentation and generated files
     Check,
     /// Write docs/metrics.md and docs/flags.md from what the agent says about itself
@@ -65,6 +77,10 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Run(options) => run::run(&toolchain, &options),
         Command::Test(options) => test::test(&toolchain, &options),
         Command::Bench(options) => bench::bench(&toolchain, &options),
+        Command::Image(options) => image::image(&toolchain, &options),
+        Command::Container(options) => container::container(&toolchain, &options),
+        Command::E2e(options) => e2e::e2e(&toolchain, &options),
+        Command::Licences => licences::licences(&toolchain),
         Command::Check => check::check(&toolchain),
         Command::Docs(options) => docs::docs(&toolchain, &options),
     }

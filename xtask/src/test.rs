@@ -41,7 +41,7 @@ pub fn test(toolchain: &Toolchain, options: &Options) -> Result<()> {
         steps::say(&lack.line());
     }
     let agent = agent::build(toolchain, &agent::Options::default())?;
-    let mut tally = step("testing on the host", || host(toolchain, options))?;
+    let mut tally = step("testing on the host", || host(toolchain, options, &lacks))?;
     if lacks.iter().all(|lack| lack.tests != Tests::Kernel) {
         tally.add(step("testing on the real kernel, as root", || {
             kernel(toolchain, options, privilege, &lacks, &agent)
@@ -65,11 +65,11 @@ fn verdict(tally: Tally, lacks: &[Lack], allow_missing: bool) -> Result<()> {
     Ok(())
 }
 
-fn host(toolchain: &Toolchain, options: &Options) -> Result<Tally> {
+fn host(toolchain: &Toolchain, options: &Options, lacks: &[Lack]) -> Result<Tally> {
     let mut cargo = toolchain.cargo();
     cargo.args(["test", "--no-fail-fast", "--workspace"]);
     cargo.args(["--exclude", KERNEL_TESTS]);
-    harness(&mut cargo, options);
+    harness(&mut cargo, options, lacks);
     count(&mut cargo)
 }
 
@@ -86,20 +86,20 @@ fn kernel(
     if let Some(runner) = privilege.runner() {
         cargo.env(agent::target_variable(&toolchain.host()?, "RUNNER"), runner);
     }
-    harness(&mut cargo, options);
+    harness(&mut cargo, options, lacks);
     // One at a time: each looks at what the whole machine does.
     cargo.arg("--test-threads=1");
+    count(&mut cargo)
+}
+
+/// Starts the harness's own arguments: what to run, and what this machine cannot.
+fn harness(cargo: &mut Command, options: &Options, lacks: &[Lack]) {
+    cargo.arg("--").args(&options.filter);
     for lack in lacks {
         if let Tests::Named(word) = lack.tests {
             cargo.args(["--skip", word]);
         }
     }
-    count(&mut cargo)
-}
-
-/// Starts the harness's own arguments.
-fn harness(cargo: &mut Command, options: &Options) {
-    cargo.arg("--").args(&options.filter);
     if io::stdout().is_terminal() {
         // It sees our pipe and would not colour by itself.
         cargo.arg("--color=always");

@@ -79,6 +79,17 @@ impl Toolchain {
         Ok(host.context("`rustc -vV` names no host")?.to_owned())
     }
 
+    /// The compiler's folder, with its own programs in `bin`.
+    pub fn folder(&self) -> Result<PathBuf> {
+        let folder = steps::capture(self.program("rustc").args(["--print", "sysroot"]))?;
+        Ok(PathBuf::from(folder.trim()))
+    }
+
+    /// The pinned version, such as `1.95.0`.
+    pub fn channel(&self) -> &str {
+        &self.channel
+    }
+
     /// The absolute path of the pinned BPF linker, installed when it is missing.
     pub fn bpf_linker(&self) -> Result<PathBuf> {
         let tools = workspace::path("target/tools");
