@@ -95,8 +95,14 @@ fn check(pod: &PodSpec) {
         let volume = volumes.iter().find(|volume| volume.name == mount.name).expect("a volume");
         volume.host_path.as_ref().expect("a path of the host").path.clone()
     };
-    assert_eq!(std::path::Path::new(&host(&run.paths.cgroup)), defaults.paths.cgroup);
-    assert_eq!(pod.volumes.as_ref().map(Vec::len), Some(1));
+    for (inside, outside) in [
+        (&run.paths.cgroup_mount, &defaults.paths.cgroup_mount),
+        (&run.paths.pod_logs, &defaults.paths.pod_logs),
+        (&run.paths.container_logs, &defaults.paths.container_logs),
+    ] {
+        assert_eq!(std::path::Path::new(&host(inside)), outside);
+    }
+    assert_eq!(pod.volumes.as_ref().map(Vec::len), Some(3));
     // With hostPID the container's own procfs is the host's, and sysfs is the same everywhere.
     assert_eq!((&run.paths.procfs, &run.paths.sysfs), (&defaults.paths.procfs, &defaults.paths.sysfs));
     assert_eq!((pod.host_pid, pod.host_network), (Some(true), Some(true)));

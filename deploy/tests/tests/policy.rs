@@ -86,6 +86,7 @@ fn every_liberty_is_turned_away_by_both() {
         ("/spec", "volumes", json!([hidden]), volumes),
         ("/spec", "volumes", json!([{"name": "any", "emptyDir": {}}]), volumes),
         ("/spec/containers/0/volumeMounts/0", "readOnly", json!(false), volumes),
+        ("/spec/containers/0/volumeMounts/1", "readOnly", json!(null), volumes),
         ("/spec", "automountServiceAccountToken", json!(true), token),
         ("/spec", "automountServiceAccountToken", json!(null), token),
         ("/spec", "hostIPC", json!(true), token),

@@ -334,7 +334,7 @@ impl Running {
         }
         let mounts = fs::read_to_string(format!("/proc/{pid}/mounts"))?;
         let of = |target: &str| mounts.lines().find(|line| line.split(' ').nth(1) == Some(target));
-        for target in ["/", "/host/cgroup"] {
+        for target in ["/", "/host/cgroup", "/host/pod-logs", "/host/container-logs"] {
             let options = of(target).and_then(|line| line.split(' ').nth(3)).context("not mounted")?;
             ensure!(options.split(',').any(|option| option == "ro"), "{target} is mounted {options}");
         }
