@@ -36,3 +36,14 @@ pub fn install(from: &Path, to: &Path) -> Result<()> {
     fs::copy(from, &partial).with_context(what)?;
     fs::rename(&partial, to).with_context(what)
 }
+
+/// Puts a file in its place in one rename.
+pub fn write(file: &Path, bytes: &[u8]) -> Result<()> {
+    let partial = file.with_extension("partial");
+    let what = || format!("cannot write {}", shown(file));
+    if let Some(folder) = file.parent() {
+        fs::create_dir_all(folder).with_context(what)?;
+    }
+    fs::write(&partial, bytes).with_context(what)?;
+    fs::rename(&partial, file).with_context(what)
+}
