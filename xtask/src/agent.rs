@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -24,35 +25,80 @@ pub struct Options {
     /// Build without optimising, into target/debug/siskin: quicker to build, for a debugger
     #[arg(long)]
     pub debug: bool,
+    /// Architecture of the machine that will run the agent [default: this one's]; needs that architecture's C compiler to
+    /// link, and the agent then lies in target/TRIPLE/release/siskin
+    #[arg(long)]
+    pub arch: Option<String>,
 }
 
 /// Builds both sides and returns the agent's path.
 pub fn build(toolchain: &Toolchain, options: &Options) -> Result<PathBuf> {
-    ebpf::build(toolchain, &ebpf::Options::for_host(&options.features))?;
+    let host = toolchain.host()?;
+    let target = Target::of(options.arch.as_deref(), &host);
+    ebpf::build(toolchain, &ebpf::Options { features: options.features.clone(), arch: target.arch.clone() })?;
     let folder = if options.debug { "debug" } else { "release" };
-    let agent = workspace::path(&format!("target/{folder}/siskin"));
+    let built = workspace::path(&format!("target/{}/{folder}/siskin", target.triple));
+    let agent = if target.triple == host {
+        workspace::path(&format!("target/{folder}/siskin"))
+    } else {
+        toolchain.add_target(&target.triple)?;
+        built.clone()
+    };
     step(&format!("building {}", workspace::shown(&agent)), || {
-        let built = compile(toolchain, options, folder)?;
-        workspace::install(&built, &agent)?;
+        compile(toolchain, options, &target.triple, &host)?;
+        if built != agent {
+            workspace::install(&built, &agent)?;
+        }
         describe(&agent)
     })?;
     Ok(agent)
 }
 
-fn compile(toolchain: &Toolchain, options: &Options, folder: &str) -> Result<PathBuf> {
-    let host = toolchain.host()?;
+/// What the agent is built for.
+#[derive(Debug, PartialEq)]
+struct Target {
+    arch: String,
+    triple: String,
+}
+
+impl Target {
+    /// The host's target with another architecture, if one is named.
+    fn of(arch: Option<&str>, host: &str) -> Self {
+        let (own, system) = host.split_once('-').unwrap_or((host, "unknown-linux-gnu"));
+        let arch = arch.unwrap_or(own);
+        Self { arch: arch.to_owned(), triple: format!("{arch}-{system}") }
+    }
+}
+
+fn compile(toolchain: &Toolchain, options: &Options, triple: &str, host: &str) -> Result<()> {
     let mut cargo = toolchain.cargo();
     cargo
         .args(["build", "--package", "siskin", "--bin", "siskin"])
         // Without a named target the flag would reach proc macros too, which must be dynamic.
-        .args(["--target", &host])
+        .args(["--target", triple])
         .args(["--features", &options.features])
-        .env(target_variable(&host, "RUSTFLAGS"), STATIC);
+        .env(target_variable(triple, "RUSTFLAGS"), STATIC);
+    if triple != host {
+        link_with(&mut cargo, triple)?;
+    }
     if !options.debug {
         cargo.arg("--release");
     }
-    steps::run(&mut cargo)?;
-    Ok(workspace::path(&format!("target/{host}/{folder}/siskin")))
+    steps::run(&mut cargo)
+}
+
+/// Has cargo link for another architecture, with its C compiler as distributions name it.
+pub fn link_with(cargo: &mut Command, triple: &str) -> Result<()> {
+    let linker = triple.replacen("-unknown-", "-", 1) + "-gcc";
+    if steps::ask(Command::new(&linker).arg("--version"))?.is_none() {
+        bail!(
+            "cannot link for {triple}: `{linker}` is not on PATH; on Debian it is in the package gcc-{}, with \
+             libc6-dev-*-cross for its C library",
+            triple.replacen("-unknown-", "-", 1)
+        );
+    }
+    cargo.env(target_variable(triple, "LINKER"), linker);
+    Ok(())
 }
 
 /// What makes rustc link everything into the binary.
@@ -77,10 +123,20 @@ fn describe(agent: &Path) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
+    #[test]
+    fn another_architecture_changes_the_first_word_of_the_target() {
+        let host = "x86_64-unknown-linux-gnu";
+        let of = |arch: &str, triple: &str| Target { arch: arch.to_owned(), triple: triple.to_owned() };
+        assert_eq!(Target::of(None, host), of("x86_64", host));
+        assert_eq!(Target::of(Some("aarch64"), host), of("aarch64", "aarch64-unknown-linux-gnu"));
+    }
+
     #[test]
     fn names_a_variable_as_cargo_does() {
         assert_eq!(
-            super::target_variable("x86_64-unknown-linux-gnu", "RUNNER"),
+            target_variable("x86_64-unknown-linux-gnu", "RUNNER"),
             "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER"
         );
     }

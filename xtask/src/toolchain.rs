@@ -90,6 +90,20 @@ impl Toolchain {
         &self.channel
     }
 
+    /// Installs the standard library of another target, unless it is there.
+    pub fn add_target(&self, triple: &str) -> Result<()> {
+        let mut list = Command::new("rustup");
+        list.args(["target", "list", "--installed", "--toolchain", &self.channel]);
+        let installed = steps::ask(&mut list)?.unwrap_or_default();
+        if installed.lines().any(|line| line.trim() == triple) {
+            return Ok(());
+        }
+        step(&format!("adding target {triple} to Rust {}", self.channel), || {
+            let mut rustup = Command::new("rustup");
+            steps::run(rustup.args(["target", "add", "--toolchain", &self.channel, triple]))
+        })
+    }
+
     /// The absolute path of the pinned BPF linker, installed when it is missing.
     pub fn bpf_linker(&self) -> Result<PathBuf> {
         let tools = workspace::path("target/tools");

@@ -13,6 +13,7 @@ use aya::{
     Btf as AyaBtf, Ebpf, EbpfLoader, Endianness, include_bytes_aligned,
     maps::Map,
     programs::{Iter as IterProgram, Program as AyaProgram, ProgramError, links::FdLink},
+    sys::SyscallError,
 };
 use siskin_ebpf::{Control as Shared, Probe, Slots, map};
 
@@ -194,6 +195,11 @@ impl Kernel {
                     }
                 }
             }
+            Some(ProgramError::SyscallError(SyscallError { io_error, .. }))
+                if io_error.raw_os_error() == Some(ENOTSUPP) =>
+            {
+                State::Unsupported(format!("this kernel attaches nothing to {point}; it needs {remedy}"))
+            }
             _ => State::Failed(format!("cannot attach program `{program}`: {error:#}")),
         }
     }
@@ -315,6 +321,9 @@ fn plans(request: &Request<'_>, facts: &Facts, choices: &[Choice<'_>]) -> Vec<Pl
     });
     COMMON_MAPS.into_iter().chain(of_probes).collect()
 }
+
+/// What the kernel says when it cannot do a thing on this architecture (include/linux/errno.h, 6.18); libc has no name for it.
+const ENOTSUPP: i32 = 524;
 
 const OTHER_KIND: &str = "the program in the object is of another kind; rebuild it";
 
