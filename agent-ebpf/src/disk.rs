@@ -70,7 +70,7 @@ fn completed(ctx: &BtfTracePointContext, failed: bool, weight: Option<Weight>) {
     // SAFETY: rows are map values.
     unsafe {
         if failed && !data_only {
-            add(&raw mut (*row).errors, 1);
+            add(&raw mut (*row).errors, sampling::whenever_attached(Probe::Disk).of(1));
         }
         let Some(weight) = weight else { return };
         let (total, variance) = (&raw mut (*bank).total, &raw mut (*bank).variance);

@@ -1,4 +1,5 @@
-//! The process probe: execs, forks, exits by outcome, lifetimes and OOM kills. Nothing here is sampled.
+//! The process probe: execs, forks, exits by outcome, lifetimes and OOM kills. All are counted one by one, unless the CPU budget
+//! says otherwise (`--budget.strict`); OOM kills always are.
 
 use core::ffi::c_void;
 
@@ -8,14 +9,14 @@ use aya_ebpf::{
     macros::btf_tracepoint,
     programs::BtfTracePointContext,
 };
-use siskin_ebpf::{CommRow, Exited, Loss, Outcome, ProcessBank, ProcessRow, Program, Table};
+use siskin_ebpf::{CommRow, Exited, Loss, Outcome, Probe, ProcessBank, ProcessRow, Program, Table};
 
 use crate::{
     atomic::add,
     facts::{self, load},
     log::trace,
     maps, meter,
-    sampling::Weight,
+    sampling::{self, Weight},
 };
 
 /// `SIGNAL_GROUP_EXIT`: the whole process is ending with one status (include/linux/sched/signal.h, 5.10 to 6.18).
@@ -24,11 +25,16 @@ const SIGNAL_GROUP_EXIT: u32 = 4;
 /// `sched_process_exec(task, old_pid, bprm)`, in the task itself after its name changed.
 #[btf_tracepoint(function = "sched_process_exec")]
 pub fn process_exec(ctx: BtfTracePointContext) -> i32 {
-    meter::run(Program::ProcessExec, || executed(&ctx))
+    if let Some(slot) = meter::begin(Program::ProcessExec)
+        && let Some(weight) = sampling::take(slot, Probe::Process)
+    {
+        meter::time(slot, || executed(&ctx, weight));
+    }
+    0
 }
 
 #[inline(always)]
-fn executed(ctx: &BtfTracePointContext) {
+fn executed(ctx: &BtfTracePointContext, weight: Weight) {
     let task: *const c_void = ctx.arg(0);
     let Some(bank) = maps::PROCESS_BANK.get_ptr_mut(0) else { return };
     trace!(ctx, "exec");
@@ -41,12 +47,13 @@ fn executed(ctx: &BtfTracePointContext) {
     };
     // SAFETY: rows and banks are map values; the programs access them only through atomic adds.
     unsafe {
-        add(&raw mut (*row).execs, 1);
+        add(&raw mut (*row).execs, weight.of(1));
+        add(&raw mut (*bank).total[0], weight.of(1));
         let comm_row = comm_row.unwrap_or_else(|| {
             maps::lose(&raw mut (*bank).lost, Loss::MapFull);
             &raw mut (*bank).comm_other
         });
-        add(&raw mut (*comm_row).execs, 1);
+        add(&raw mut (*comm_row).execs, weight.of(1));
     }
 }
 
@@ -54,31 +61,33 @@ fn executed(ctx: &BtfTracePointContext) {
 /// which `CLONE_INTO_CGROUP` makes another one than the parent's.
 #[btf_tracepoint(function = "sched_process_fork")]
 pub fn process_fork(ctx: BtfTracePointContext) -> i32 {
-    meter::run(Program::ProcessFork, || forked(&ctx))
-}
-
-#[inline(always)]
-fn forked(ctx: &BtfTracePointContext) {
+    let Some(slot) = meter::begin(Program::ProcessFork) else { return 0 };
     let child: *const c_void = ctx.arg(1);
     // SAFETY: `child` is a `task_struct` by the tracepoint's BTF, and so for every load below.
     let (pid, tgid): (u32, u32) = unsafe { (load(child, &facts::TASK_PID), load(child, &facts::TASK_TGID)) };
-    if pid != tgid {
-        return;
+    if pid == tgid
+        && let Some(weight) = sampling::take(slot, Probe::Process)
+    {
+        meter::time(slot, || forked(child, weight));
     }
+    0
+}
+
+#[inline(always)]
+fn forked(child: *const c_void, weight: Weight) {
     let Some(bank) = maps::PROCESS_BANK.get_ptr_mut(0) else { return };
     let row = row_of(child, bank);
-    // SAFETY: a map value.
-    add(unsafe { &raw mut (*row).forks }, 1);
+    // SAFETY: map values.
+    unsafe {
+        add(&raw mut (*row).forks, weight.of(1));
+        add(&raw mut (*bank).total[1], weight.of(1));
+    }
 }
 
 /// `sched_process_exit(task[, group_dead])`, in the task itself, for every thread.
 #[btf_tracepoint(function = "sched_process_exit")]
 pub fn process_exit(ctx: BtfTracePointContext) -> i32 {
-    meter::run(Program::ProcessExit, || exited(&ctx))
-}
-
-#[inline(always)]
-fn exited(ctx: &BtfTracePointContext) {
+    let Some(slot) = meter::begin(Program::ProcessExit) else { return 0 };
     let task: *const c_void = ctx.arg(0);
     // SAFETY: by the tracepoint's BTF `task` is a `task_struct`; the others are what its fields point to.
     let (leader, signal): (*const c_void, *const c_void) =
@@ -91,34 +100,60 @@ fn exited(ctx: &BtfTracePointContext) {
         last_thread(task, signal, start_ns)
     };
     if !last {
-        return;
+        return 0;
     }
-    let Some(bank) = maps::PROCESS_BANK.get_ptr_mut(0) else { return };
+    // Set once for every process that the OOM killer chose (mark_oom_victim, mm/oom_kill.c, 4.9 and later): the same events as
+    // the tracepoint `mark_victim`, which on older kernels does not say whose process it was.
     // SAFETY: as above.
-    let (status, oom_mm) = unsafe {
+    let oom_killed = unsafe { load::<u64>(signal, &facts::SIGNAL_OOM_MM) } != 0;
+    let weight = sampling::take(slot, Probe::Process);
+    if weight.is_some() || oom_killed {
+        meter::time(slot, || {
+            let Some(bank) = maps::PROCESS_BANK.get_ptr_mut(0) else { return };
+            let row = row_of(task, bank);
+            if oom_killed {
+                let weight = sampling::whenever_attached(Probe::Process);
+                // SAFETY: a map value.
+                add(unsafe { &raw mut (*row).oom_kills }, weight.of(1));
+            }
+            if let Some(weight) = weight {
+                exited(leader, signal, start_ns, row, bank, weight);
+            }
+        });
+    }
+    0
+}
+
+/// The variance of lifetimes is kept in units of 2^16 ns.
+const LIFETIME_UNIT_LOG2: u32 = 16;
+
+#[inline(always)]
+fn exited(
+    leader: *const c_void,
+    signal: *const c_void,
+    start_ns: u64,
+    row: *mut ProcessRow,
+    bank: *mut ProcessBank,
+    weight: Weight,
+) {
+    // SAFETY: a `task_struct` and its `signal_struct`; rows and banks are map values.
+    unsafe {
         // The status that the parent will see (wait_task_zombie, kernel/exit.c, 6.18).
         let status: u32 = if load::<u32>(signal, &facts::SIGNAL_FLAGS) & SIGNAL_GROUP_EXIT != 0 {
             load(signal, &facts::SIGNAL_EXIT_CODE)
         } else {
             load(leader, &facts::TASK_EXIT_CODE)
         };
-        (status, load::<u64>(signal, &facts::SIGNAL_OOM_MM))
-    };
-    let row = row_of(task, bank);
-    // SAFETY: map values.
-    unsafe {
         match Outcome::of_status(status) {
-            Outcome::Success => add(&raw mut (*row).exits[0], 1),
-            Outcome::Failure => add(&raw mut (*row).exits[1], 1),
-            Outcome::Signal => add(&raw mut (*row).exits[2], 1),
-        }
-        // Set once for every process that the OOM killer chose (mark_oom_victim, mm/oom_kill.c, 4.9 and later): the
-        // same events as the tracepoint `mark_victim`, which on older kernels does not say whose process it was.
-        if oom_mm != 0 {
-            add(&raw mut (*row).oom_kills, 1);
+            Outcome::Success => add(&raw mut (*row).exits[0], weight.of(1)),
+            Outcome::Failure => add(&raw mut (*row).exits[1], weight.of(1)),
+            Outcome::Signal => add(&raw mut (*row).exits[2], weight.of(1)),
         }
         let lifetime_ns = bpf_ktime_get_ns().saturating_sub(start_ns);
-        maps::observe(&raw mut (*bank).lifetime, lifetime_ns, Weight::ONE);
+        maps::observe(&raw mut (*bank).lifetime, lifetime_ns, weight);
+        add(&raw mut (*bank).total[2], weight.of(1));
+        weight.spread(&raw mut (*bank).exits_variance, 1, 0);
+        weight.spread(&raw mut (*bank).lifetime_variance, lifetime_ns, LIFETIME_UNIT_LOG2);
     }
 }
 

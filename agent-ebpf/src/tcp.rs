@@ -1,18 +1,23 @@
-//! The TCP probe: connections from their first state to their last, without touching a packet. Nothing here is sampled.
+//! The TCP probe: connections from their first state to their last, without touching a packet.
+//!
+//! Every connection is followed: its socket carries a [`Socket`]. Only where the CPU budget says so (`--budget.strict`) some are
+//! not: then the moment when they are established and the moment when they end are events that are drawn like any other, and a
+//! drawn end brings all that the connection moved. What was followed before is counted to its end.
 
 use core::ffi::c_void;
 
 use aya_ebpf::{helpers::bpf_ktime_get_ns, macros::btf_tracepoint, programs::BtfTracePointContext};
-use siskin_ebpf::{Failure, FlowRow, Loss, PROTOCOL_TCP, Program, Role, Socket, TcpBank};
+use siskin_ebpf::{Failure, FlowRow, Loss, PROTOCOL_TCP, Probe, Program, Role, Slot, Socket, TcpBank};
 
 use crate::{
-    atomic::add,
+    atomic::{add, get, set},
     facts::{self, load},
     log::trace,
-    maps::{self, TCP_BANK},
+    maps::{self, CONTROL, TCP_BANK},
     meter,
-    sampling::Weight,
+    sampling::{self, Weight},
     socket::{cgroup, flow},
+    tcp_iter,
     tcp_socket::{self as socket, Reading},
 };
 
@@ -35,50 +40,64 @@ pub mod state {
 /// `inet_sock_set_state(sk, oldstate, newstate)`: in the process for `connect` and `close`, in softirq for the rest.
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub fn tcp_state(ctx: BtfTracePointContext) -> i32 {
-    meter::run(Program::TcpState, || state_changed(&ctx))
-}
-
-/// A socket goes from one state to another.
-#[inline(always)]
-fn state_changed(ctx: &BtfTracePointContext) {
+    let Some(slot) = meter::begin(Program::TcpState) else { return 0 };
     let sk: *const c_void = ctx.arg(0);
     let (old, new): (u32, u32) = (ctx.arg(1), ctx.arg(2));
     // SAFETY: `sk` is a `sock` by the tracepoint's BTF.
     if unsafe { load::<u16>(sk, &facts::SK_PROTOCOL) } != u16::from(PROTOCOL_TCP) {
-        return;
+        return 0;
     }
-    let Some(bank) = TCP_BANK.get_ptr_mut(0) else { return };
+    let Some(bank) = TCP_BANK.get_ptr_mut(0) else { return 0 };
     trace!(ctx, "tcp state {} to {}", old, new);
     match (old, new) {
-        (_, state::SYN_SENT) => connecting(sk),
-        (_, state::CLOSE) => closed(sk, old, bank),
+        (_, state::SYN_SENT) => {
+            // When it is not followed now, that is decided when it is established.
+            if sampling::takes_all(slot, Probe::Tcp) {
+                meter::time(slot, || connecting(sk));
+            }
+        }
+        (_, state::CLOSE) => match socket::find(sk) {
+            Some(socket) => meter::time(slot, || followed_closed(sk, socket, old, bank)),
+            None => closed(sk, old, bank, slot),
+        },
+        (_, state::LISTEN) => meter::time(slot, || tcp_iter::listens(sk)),
         // A socket closed before the last segment of its handshake goes from there to FIN_WAIT1.
         (state::SYN_SENT | state::SYN_RECV, state::ESTABLISHED | state::FIN_WAIT1) => {
-            established(sk, old, bank)
+            match socket::find(sk) {
+                Some(socket) => meter::time(slot, || followed_established(socket, bank)),
+                None => established(sk, old, bank, slot),
+            }
         }
         _ => {}
     }
+    0
 }
 
 /// `tcp_send_reset(sk, skb[, reason])`.
 #[btf_tracepoint(function = "tcp_send_reset")]
 pub fn tcp_reset_sent(_ctx: BtfTracePointContext) -> i32 {
-    meter::run(Program::TcpResetSent, || reset(0))
+    reset(Program::TcpResetSent, 0)
 }
 
 /// `tcp_receive_reset(sk)`.
 #[btf_tracepoint(function = "tcp_receive_reset")]
 pub fn tcp_reset_recv(_ctx: BtfTracePointContext) -> i32 {
-    meter::run(Program::TcpResetReceived, || reset(1))
+    reset(Program::TcpResetReceived, 1)
 }
 
 /// Counts a reset: 0 sent, 1 received.
 #[inline(always)]
-fn reset(direction: usize) {
-    if let Some(bank) = TCP_BANK.get_ptr_mut(0) {
-        // SAFETY: a map value with two such words.
-        unsafe { add((&raw mut (*bank).resets).cast::<u64>().add(direction), 1) };
+fn reset(program: Program, direction: usize) -> i32 {
+    if let Some(slot) = meter::begin(program)
+        && let Some(weight) = sampling::take(slot, Probe::Tcp)
+        && let Some(bank) = TCP_BANK.get_ptr_mut(0)
+    {
+        meter::time(slot, || {
+            // SAFETY: a map value with two such words.
+            unsafe { add((&raw mut (*bank).resets).cast::<u64>().add(direction), weight.of(1)) };
+        });
     }
+    0
 }
 
 /// The first state of a connection opened from here.
@@ -90,41 +109,81 @@ fn connecting(sk: *const c_void) {
     begin(sk, Role::Client, now, 0);
 }
 
-/// Both ends agreed on a connection.
+/// Both ends agreed on a connection that is followed since its SYN was sent.
 #[inline(always)]
-fn established(sk: *const c_void, old: u32, bank: *mut TcpBank) {
-    // SAFETY: the helper has no preconditions.
-    let now = unsafe { bpf_ktime_get_ns() };
-    let (cgroup, role, followed) = match socket::find(sk) {
-        // SAFETY: socket storage and banks are map values; only this socket's own state changes write these words.
-        Some(socket) => unsafe {
-            if (*socket).since_ns != 0 {
-                maps::observe(&raw mut (*bank).connect, now.saturating_sub((*socket).since_ns), Weight::ONE);
-            }
-            (*socket).since_ns = now;
-            (*socket).established = 1;
-            ((*socket).flow.cgroup, Role::Client, true)
-        },
-        None => {
-            let role = if old == state::SYN_SENT { Role::Client } else { Role::Server };
-            let followed = begin(sk, role, now, 1);
-            (cgroup(sk), role, followed)
-        }
-    };
-    let row = socket::row_of(cgroup, bank);
-    // SAFETY: a map value.
+fn followed_established(socket: *mut Socket, bank: *mut TcpBank) {
+    let weight = sampling::whenever_attached(Probe::Tcp);
+    // SAFETY: the helper has no preconditions; socket storage and banks are map values; only this socket's own state changes
+    // write these words.
     unsafe {
-        let (opened, closed) = match role {
-            Role::Client => (&raw mut (*row).opened[0], &raw mut (*row).closed[0]),
-            Role::Server => (&raw mut (*row).opened[1], &raw mut (*row).closed[1]),
-        };
-        add(opened, 1);
-        if !followed {
-            // Nothing will tell its end from that of any other, so it is no longer among those open.
-            add(closed, 1);
-            maps::lose(&raw mut (*bank).lost, Loss::SocketStorage);
+        let now = bpf_ktime_get_ns();
+        if (*socket).since_ns != 0 {
+            maps::observe(&raw mut (*bank).connect, now.saturating_sub((*socket).since_ns), weight);
+        }
+        (*socket).since_ns = now;
+        (*socket).established = 1;
+        opened((*socket).flow.cgroup, Role::Client, bank, weight);
+    }
+}
+
+/// Both ends agreed on a connection that is not followed yet.
+#[inline(always)]
+fn established(sk: *const c_void, old: u32, bank: *mut TcpBank, slot: *mut Slot) {
+    let Some(weight) = sampling::take(slot, Probe::Tcp) else { return shed() };
+    meter::time(slot, || {
+        let role = if old == state::SYN_SENT { Role::Client } else { Role::Server };
+        opened(cgroup(sk), role, bank, weight);
+        if !weight.is_one() {
+            shed();
+            // SAFETY: every `lost` has a word for each `Loss`.
+            add(unsafe { (&raw mut (*bank).lost).cast::<u64>().add(Loss::Budget as usize) }, weight.of(1));
+            return;
+        }
+        // SAFETY: the helper has no preconditions.
+        let now = unsafe { bpf_ktime_get_ns() };
+        if !begin(sk, role, now, 1) {
+            // SAFETY: a map value.
+            maps::lose(unsafe { &raw mut (*bank).lost }, Loss::SocketStorage);
+        }
+    });
+}
+
+/// Counts a connection as opened.
+#[inline(always)]
+fn opened(cgroup: u64, role: Role, bank: *mut TcpBank, weight: Weight) {
+    let row = socket::row_of(cgroup, bank);
+    // SAFETY: map values.
+    unsafe {
+        match role {
+            Role::Client => add(&raw mut (*row).opened[0], weight.of(1)),
+            Role::Server => add(&raw mut (*row).opened[1], weight.of(1)),
+        }
+        if !weight.is_one() {
+            add(&raw mut (*bank).drawn.opened, weight.of(1));
+            weight.spread(&raw mut (*bank).variance.opened, 1, 0);
         }
     }
+}
+
+/// Says that there may be connections that are not followed because of the budget.
+#[inline(always)]
+fn shed() {
+    if let Some(control) = CONTROL.get_ptr_mut(0) {
+        // SAFETY: a map value. Looked at first, so that CPUs do not take its cache line from each other.
+        unsafe {
+            let shed = &raw mut (*control).tcp_shed;
+            if get(shed) == 0 {
+                set(shed, 1);
+            }
+        }
+    }
+}
+
+/// Whether there may be such connections.
+#[inline(always)]
+pub fn was_shed() -> bool {
+    // SAFETY: a map value.
+    CONTROL.get_ptr(0).is_some_and(|control| unsafe { get(&raw const (*control).tcp_shed) } != 0)
 }
 
 /// Starts to follow a socket whose counters are all zero; `false` when it cannot be followed.
@@ -135,61 +194,77 @@ fn begin(sk: *const c_void, role: Role, since_ns: u64, established: u64) -> bool
     socket::follow(sk, &mut value)
 }
 
-/// The last state of a connection.
+/// The last state of a connection that is not followed.
 #[inline(always)]
-fn closed(sk: *const c_void, old: u32, bank: *mut TcpBank) {
-    // SAFETY: `sk` is a `sock` by the tracepoint's BTF.
-    let errno: u32 = unsafe { load(sk, &facts::SK_ERR) };
-    let Some(socket) = socket::find(sk) else {
-        // Never a connection: a listener, or a socket that was never used.
-        if matches!(old, state::CLOSE | state::LISTEN) {
-            return;
-        }
-        if !matches!(old, state::SYN_SENT | state::SYN_RECV) {
-            // SAFETY: a map value.
-            maps::lose(unsafe { &raw mut (*bank).lost }, Loss::LateAttach);
-        }
-        if old == state::SYN_SENT || errno != 0 {
-            fail(socket::row_of(cgroup(sk), bank), errno);
-        }
+fn closed(sk: *const c_void, old: u32, bank: *mut TcpBank, slot: *mut Slot) {
+    // Never a connection: a listener, or a socket that was never used.
+    if matches!(old, state::CLOSE | state::LISTEN) {
         return;
-    };
-    // SAFETY: socket storage and banks are map values; only this socket's own state changes write these words.
-    let (cgroup, role, since_ns, established) =
-        unsafe { ((*socket).flow.cgroup, (*socket).flow.role, (*socket).since_ns, (*socket).established) };
-    let row = socket::row_of(cgroup, bank);
-    if let Some(moved) = socket::moved(sk) {
-        // SAFETY: as above.
-        unsafe {
-            if established != 0 {
-                socket::account(socket, &moved, Reading::Last, bank);
+    }
+    let handshake = matches!(old, state::SYN_SENT | state::SYN_RECV);
+    let was_shed = was_shed();
+    if !was_shed && !handshake {
+        // SAFETY: a map value.
+        maps::lose(unsafe { &raw mut (*bank).lost }, Loss::LateAttach);
+    }
+    let Some(weight) = sampling::take(slot, Probe::Tcp) else { return };
+    meter::time(slot, || {
+        // SAFETY: `sk` is a `sock` by the tracepoint's BTF.
+        let errno: u32 = unsafe { load(sk, &facts::SK_ERR) };
+        let cgroup = cgroup(sk);
+        if old == state::SYN_SENT || errno != 0 {
+            fail(socket::row_of(cgroup, bank), errno, bank, weight);
+        }
+        if was_shed
+            && !handshake
+            && let Some(moved) = socket::moved(sk)
+        {
+            let flow = tcp_iter::flow_at_end(sk, moved.local_port);
+            socket::account_whole(&flow, &moved, bank, weight);
+            if moved.rtt_ns != 0 {
+                // SAFETY: a map value.
+                maps::observe(unsafe { &raw mut (*bank).rtt }, moved.rtt_ns, weight);
+            }
+        }
+    });
+}
+
+/// The last state of a connection that is followed.
+#[inline(always)]
+fn followed_closed(sk: *const c_void, socket: *mut Socket, old: u32, bank: *mut TcpBank) {
+    let weight = sampling::whenever_attached(Probe::Tcp);
+    // SAFETY: `sk` is a `sock` by the tracepoint's BTF; socket storage and banks are map values; only this socket's own state
+    // changes write these words.
+    unsafe {
+        let errno: u32 = load(sk, &facts::SK_ERR);
+        let since_ns = (*socket).since_ns;
+        // The program may not have been attached when it was established.
+        let established = (*socket).established != 0 || !matches!(old, state::SYN_SENT | state::SYN_RECV);
+        let row = socket::row_of((*socket).flow.cgroup, bank);
+        if let Some(moved) = socket::moved(sk) {
+            if established {
+                socket::account(socket, &moved, Reading::Last, bank, weight);
                 if moved.rtt_ns != 0 {
-                    maps::observe(&raw mut (*bank).rtt, moved.rtt_ns, Weight::ONE);
+                    maps::observe(&raw mut (*bank).rtt, moved.rtt_ns, weight);
                 }
             } else {
                 let counted = &raw mut (*socket).counted.retransmits;
-                add(&raw mut (*row).retransmits, socket::claim(counted, moved.retransmits, Reading::Last));
+                let retransmits = socket::claim(counted, moved.retransmits, Reading::Last);
+                add(&raw mut (*row).retransmits, weight.of(retransmits));
             }
         }
-    }
-    // SAFETY: as above.
-    unsafe {
-        if established != 0 {
-            // SAFETY: the helper has no preconditions.
+        if established && (*socket).established != 0 && since_ns != 0 {
             let lifetime_ns = bpf_ktime_get_ns().saturating_sub(since_ns);
             let lifetimes = &raw mut (*bank).lifetime;
-            let (closed, lifetime) = if role == Role::Client as u8 {
-                (&raw mut (*row).closed[0], &raw mut (*lifetimes)[0])
+            let lifetime = if (*socket).flow.role == Role::Client as u8 {
+                &raw mut (*lifetimes)[0]
             } else {
-                (&raw mut (*row).closed[1], &raw mut (*lifetimes)[1])
+                &raw mut (*lifetimes)[1]
             };
-            add(closed, 1);
-            if since_ns != 0 {
-                maps::observe(lifetime, lifetime_ns, Weight::ONE);
-            }
+            maps::observe(lifetime, lifetime_ns, weight);
         }
-        if established == 0 || errno != 0 {
-            fail(row, errno);
+        if !established || errno != 0 {
+            fail(row, errno, bank, weight);
         }
     }
     socket::forget(sk);
@@ -197,14 +272,18 @@ fn closed(sk: *const c_void, old: u32, bank: *mut TcpBank) {
 
 /// Counts a connection that ended in an error.
 #[inline(always)]
-fn fail(row: *mut siskin_ebpf::TcpRow, errno: u32) {
-    // SAFETY: a map value.
+fn fail(row: *mut siskin_ebpf::TcpRow, errno: u32, bank: *mut TcpBank, weight: Weight) {
+    // SAFETY: map values.
     unsafe {
         match Failure::of_errno(errno) {
-            Failure::Refused => add(&raw mut (*row).failed[0], 1),
-            Failure::Timeout => add(&raw mut (*row).failed[1], 1),
-            Failure::Reset => add(&raw mut (*row).failed[2], 1),
-            Failure::Other => add(&raw mut (*row).failed[3], 1),
+            Failure::Refused => add(&raw mut (*row).failed[0], weight.of(1)),
+            Failure::Timeout => add(&raw mut (*row).failed[1], weight.of(1)),
+            Failure::Reset => add(&raw mut (*row).failed[2], weight.of(1)),
+            Failure::Other => add(&raw mut (*row).failed[3], weight.of(1)),
+        }
+        if !weight.is_one() {
+            add(&raw mut (*bank).drawn.failed, weight.of(1));
+            weight.spread(&raw mut (*bank).variance.failed, 1, 0);
         }
     }
 }

@@ -7,7 +7,7 @@ use core::{
 };
 
 use aya_ebpf::{bindings::BPF_ANY, helpers::generated::bpf_sock_from_file};
-use siskin_ebpf::{FlowRow, Listener, Loss, PROTOCOL_TCP, Role, Socket};
+use siskin_ebpf::{FlowKey, FlowRow, Listener, Loss, PROTOCOL_TCP, Role, Socket};
 
 use crate::{
     atomic::add,
@@ -15,7 +15,7 @@ use crate::{
     maps::{self, TCP_BANK, TCP_LISTENERS},
     sampling::Weight,
     socket::flow,
-    tcp::state,
+    tcp::{state, was_shed},
     tcp_socket::{self as socket, Reading},
 };
 
@@ -44,16 +44,24 @@ pub extern "C" fn tcp_sweep(ctx: *const StorageElement) -> c_int {
     // SAFETY: the kernel passes a context of this layout; both pointers are checked before use.
     unsafe {
         let (sk, socket) = ((*ctx).sk, (*ctx).value);
-        if sk.is_null() || socket.is_null() || (*socket).established == 0 {
+        if sk.is_null() || socket.is_null() {
             return 0;
         }
         let Some(bank) = TCP_BANK.get_ptr_mut(0) else { return 0 };
-        // Its end has been counted, or is being counted now.
-        if u32::from(load::<u8>(sk, &facts::SK_STATE)) == state::CLOSE {
+        add(&raw mut (*bank).swept, 1);
+        // Not a connection yet; or its end has been counted, or is being counted now.
+        if matches!(state_of(sk), state::SYN_SENT | state::SYN_RECV | state::CLOSE) {
             return 0;
         }
+        let (cgroup, role) = ((*socket).flow.cgroup, (*socket).flow.role);
+        let row = socket::row_of(cgroup, bank);
+        if role == Role::Client as u8 {
+            add(&raw mut (*row).alive[0], 1);
+        } else {
+            add(&raw mut (*row).alive[1], 1);
+        }
         if let Some(moved) = socket::moved(sk) {
-            socket::account(socket, &moved, Reading::Sweep, bank);
+            socket::account(socket, &moved, Reading::Sweep, bank, Weight::ONE);
             if moved.rtt_ns != 0 {
                 maps::observe(&raw mut (*bank).rtt, moved.rtt_ns, Weight::ONE);
             }
@@ -70,10 +78,31 @@ pub extern "C" fn tcp_listen(ctx: *const TaskFile) -> c_int {
     if let Some(sk) = unsafe { tcp_socket_of(ctx) }
         && state_of(sk) == state::LISTEN
     {
-        // A port that does not fit makes its connections look like clients; the table holds more ports than that.
-        let _ = TCP_LISTENERS.insert(local_port(sk), 1, BPF_ANY.into());
+        listens(sk);
     }
     0
+}
+
+/// Notes the port of a socket that listens.
+#[inline(always)]
+pub fn listens(sk: *const c_void) {
+    // A port that does not fit makes its connections look like clients; the table holds more ports than that.
+    let _ = TCP_LISTENERS.insert(local_port(sk), 1, BPF_ANY.into());
+}
+
+/// The flow of a connection that ended without having been followed. The socket has given its local port back by now, which is
+/// why the caller knows it; whether somebody listens on it tells servers from clients.
+#[inline(always)]
+pub fn flow_at_end(sk: *const c_void, port: u16) -> FlowKey {
+    // SAFETY: `sk` is a `sock` by BTF, and `net` what it points to.
+    let netns: u32 = unsafe {
+        let net: *const c_void = load(sk, &facts::SK_NET);
+        load(net, &facts::NET_INUM)
+    };
+    match TCP_LISTENERS.get_ptr(Listener { netns, port: port.into() }) {
+        Some(_) => FlowKey { port, ..flow(sk, PROTOCOL_TCP, Role::Server) },
+        None => flow(sk, PROTOCOL_TCP, Role::Client),
+    }
 }
 
 /// Adopts every connection that a process holds open: its counters as they are now are where counting begins.
@@ -93,12 +122,17 @@ pub extern "C" fn tcp_adopt(ctx: *const TaskFile) -> c_int {
         None => Role::Client,
     };
     let established = u64::from(state != state::SYN_SENT);
-    let counted = FlowRow {
-        sent_bytes: moved.sent_bytes,
-        received_bytes: moved.received_bytes,
-        // Opened before the agent: not a new connection of the flow.
-        connections: established,
-        retransmits: moved.retransmits,
+    // Opened before the agent: not a new connection of the flow. After the budget left connections out, one that is not followed
+    // is one of those: whole, because none of it was counted.
+    let counted = if was_shed() {
+        FlowRow { sent_bytes: 0, received_bytes: 0, connections: 0, retransmits: 0 }
+    } else {
+        FlowRow {
+            sent_bytes: moved.sent_bytes,
+            received_bytes: moved.received_bytes,
+            connections: established,
+            retransmits: moved.retransmits,
+        }
     };
     let mut value = Socket { flow: flow(sk, PROTOCOL_TCP, role), since_ns: 0, established, counted };
     if !socket::follow(sk, &mut value) {
@@ -111,16 +145,9 @@ pub extern "C" fn tcp_adopt(ctx: *const TaskFile) -> c_int {
     if state_of(sk) == state::CLOSE && socket::forget(sk) {
         return 0;
     }
-    if established != 0 {
-        let row = socket::row_of(value.flow.cgroup, bank);
-        // SAFETY: map values.
-        unsafe {
-            maps::lose(&raw mut (*bank).lost, Loss::LateAttach);
-            match role {
-                Role::Client => add(&raw mut (*row).adopted[0], 1),
-                Role::Server => add(&raw mut (*row).adopted[1], 1),
-            }
-        }
+    if established != 0 && !was_shed() {
+        // SAFETY: a map value.
+        maps::lose(unsafe { &raw mut (*bank).lost }, Loss::LateAttach);
     }
     0
 }

@@ -10,12 +10,13 @@ use aya_ebpf::{
     bindings::BPF_SK_STORAGE_GET_F_CREATE,
     helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get, bpf_skc_to_tcp_sock},
 };
-use siskin_ebpf::{FlowRow, Loss, Socket, Table, TcpBank, TcpRow};
+use siskin_ebpf::{FlowKey, FlowRow, Loss, Socket, Table, TcpBank, TcpRow};
 
 use crate::{
     atomic::{add, get, replace, swap},
     facts::{self, load},
     maps::{self, CONTROL, TCP_SOCKETS},
+    sampling::Weight,
 };
 
 /// What a socket moved so far, from the kernel's own counters.
@@ -29,6 +30,8 @@ pub struct Moved {
     pub retransmits: u64,
     /// Smoothed round-trip time in nanoseconds.
     pub rtt_ns: u64,
+    /// Local port in host byte order, also when the socket has given it back.
+    pub local_port: u16,
 }
 
 /// The storage map as the helpers want it.
@@ -99,6 +102,8 @@ pub fn moved(sk: *const c_void) -> Option<Moved> {
             retransmits: retransmits.into(),
             // Kept times eight (include/linux/tcp.h, 6.18).
             rtt_ns: u64::from(srtt_us >> 3) * 1000,
+            // An `inet_sock` is what a `tcp_sock` begins with (include/linux/tcp.h, 6.18).
+            local_port: u16::from_be(load(tcp, &facts::INET_SPORT)),
         })
     }
 }
@@ -106,7 +111,7 @@ pub fn moved(sk: *const c_void) -> Option<Moved> {
 /// The row of TCP counters of a cgroup, or the bank's `other` row.
 #[inline(always)]
 pub fn row_of(cgroup: u64, bank: *mut TcpBank) -> *mut TcpRow {
-    let zero = TcpRow { opened: [0; 2], adopted: [0; 2], closed: [0; 2], failed: [0; 4], retransmits: 0 };
+    let zero = TcpRow { opened: [0; 2], alive: [0; 2], failed: [0; 4], retransmits: 0 };
     maps::row(Table::Tcp, &maps::TCP_ROWS_A, &maps::TCP_ROWS_B, &cgroup, &zero).unwrap_or_else(|| {
         // SAFETY: a map value.
         unsafe {
@@ -127,8 +132,8 @@ pub enum Reading {
 
 /// Adds what the socket moved since it was last counted to its flow and to its cgroup's retransmits.
 #[inline(always)]
-pub fn account(socket: *mut Socket, moved: &Moved, reading: Reading, bank: *mut TcpBank) {
-    // SAFETY: socket storage and banks are map values.
+pub fn account(socket: *mut Socket, moved: &Moved, reading: Reading, bank: *mut TcpBank, weight: Weight) {
+    // SAFETY: socket storage is a map value.
     unsafe {
         let counted = &raw mut (*socket).counted;
         let delta = FlowRow {
@@ -142,19 +147,50 @@ pub fn account(socket: *mut Socket, moved: &Moved, reading: Reading, bank: *mut 
         }
         // On the stack: the verifier of 6.1 takes no key from the value that an iterator is handed.
         let flow = (*socket).flow;
+        add_flow(&flow, &delta, bank, weight);
+    }
+}
+
+/// Adds all that a connection moved which was not followed.
+#[inline(always)]
+pub fn account_whole(flow: &FlowKey, moved: &Moved, bank: *mut TcpBank, weight: Weight) {
+    let Moved { sent_bytes, received_bytes, retransmits, .. } = *moved;
+    add_flow(flow, &FlowRow { sent_bytes, received_bytes, connections: 1, retransmits }, bank, weight);
+}
+
+/// Variances of bytes are kept in units of 16 bytes.
+const BYTES_UNIT_LOG2: u32 = 4;
+
+/// Adds to a flow and to its cgroup's retransmits.
+#[inline(always)]
+fn add_flow(flow: &FlowKey, delta: &FlowRow, bank: *mut TcpBank, weight: Weight) {
+    // SAFETY: banks and rows are map values.
+    unsafe {
         let zero = FlowRow { sent_bytes: 0, received_bytes: 0, connections: 0, retransmits: 0 };
-        let row = maps::row(Table::Flow, &maps::FLOW_ROWS_A, &maps::FLOW_ROWS_B, &flow, &zero)
-            .unwrap_or_else(|| {
+        let row = maps::row(Table::Flow, &maps::FLOW_ROWS_A, &maps::FLOW_ROWS_B, flow, &zero).unwrap_or_else(
+            || {
                 maps::lose(&raw mut (*bank).lost, Loss::MapFull);
                 maps::element(&raw mut (*bank).flow_other, flow.role.into())
-            });
-        add(&raw mut (*row).sent_bytes, delta.sent_bytes);
-        add(&raw mut (*row).received_bytes, delta.received_bytes);
-        add(&raw mut (*row).connections, delta.connections);
+            },
+        );
+        add(&raw mut (*row).sent_bytes, weight.of(delta.sent_bytes));
+        add(&raw mut (*row).received_bytes, weight.of(delta.received_bytes));
+        add(&raw mut (*row).connections, weight.of(delta.connections));
         if delta.retransmits != 0 {
-            add(&raw mut (*row).retransmits, delta.retransmits);
-            let row = row_of((*socket).flow.cgroup, bank);
-            add(&raw mut (*row).retransmits, delta.retransmits);
+            add(&raw mut (*row).retransmits, weight.of(delta.retransmits));
+            let row = row_of(flow.cgroup, bank);
+            add(&raw mut (*row).retransmits, weight.of(delta.retransmits));
+        }
+        if !weight.is_one() {
+            let (drawn, variance) = (&raw mut (*bank).drawn, &raw mut (*bank).variance);
+            add(&raw mut (*drawn).connections, weight.of(delta.connections));
+            add(&raw mut (*drawn).sent_bytes, weight.of(delta.sent_bytes));
+            add(&raw mut (*drawn).received_bytes, weight.of(delta.received_bytes));
+            add(&raw mut (*drawn).retransmits, weight.of(delta.retransmits));
+            weight.spread(&raw mut (*variance).connections, delta.connections, 0);
+            weight.spread(&raw mut (*variance).sent_bytes, delta.sent_bytes, BYTES_UNIT_LOG2);
+            weight.spread(&raw mut (*variance).received_bytes, delta.received_bytes, BYTES_UNIT_LOG2);
+            weight.spread(&raw mut (*variance).retransmits, delta.retransmits, 0);
         }
     }
 }

@@ -160,7 +160,7 @@ fn start(flags: &Run) -> anyhow::Result<State> {
         (None, Some(file)) => Some(cores::read(file).map_err(anyhow::Error::msg)?),
         (None, None) => Some(flags.cpu),
     };
-    let budget = Budget::new(meter, cores, &running, cpus);
+    let budget = Budget::new(meter, cores, flags.strict, &running, cpus);
     if let Some(period) = flags.sampling_period {
         let rate = Rate { period_log2: period.ilog2().into(), ..Rate::default() };
         for probe in [Probe::Disk, Probe::Udp] {
@@ -198,10 +198,10 @@ fn give_back_memory() {
 /// Words of the element of the `control` map.
 const CONTROL_WORDS: usize = size_of::<siskin_ebpf::Control>() / 8;
 
-/// Ends a tick every second: empties tables that fill up, lets the budget decide, and attaches each probe for the share of the
-/// second that it may have.
+/// Ends a tick every half second: empties tables that fill up, lets the budget decide, and attaches each probe for the share of the
+/// tick that it may have.
 async fn tick(site: Arc<Site>) {
-    // The first tick ends a whole second from now.
+    // The first tick ends a whole tick from now.
     let mut ticks = interval_at(Instant::now() + TICK, TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut windows = Windows::default();

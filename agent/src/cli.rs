@@ -69,6 +69,11 @@ pub struct Run {
     #[arg(long = "budget.cpu-file", value_name = "FILE")]
     pub cpu_file: Option<PathBuf>,
 
+    /// Keep the CPU budget also when the events that are counted one by one are what exceeds it: draw execs, forks, exits and
+    /// connections then too, and detach their programs for a share of the time
+    #[arg(long = "budget.strict")]
+    pub strict: bool,
+
     /// Which probes run
     #[command(flatten)]
     pub collectors: Collectors,

@@ -1,7 +1,7 @@
 //! Reading all probes when asked, at most so often, and describing what they counted.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -116,8 +116,10 @@ impl Collector {
             return Arc::clone(snapshot);
         }
         state.read(|_| true);
-        if let Err(error) = state.budget.read() {
-            tracing::warn!("cannot read what the programs cost: {error}");
+        let State { budget, readers, .. } = &mut *state;
+        match budget.read() {
+            Ok(slots) => readers.iter_mut().for_each(|reader| reader.draws(slots)),
+            Err(error) => tracing::warn!("cannot read what the programs cost: {error}"),
         }
         let snapshot = Arc::new(state.describe());
         state.workloads.described();
@@ -139,16 +141,21 @@ impl Collector {
     pub fn tick(&self) -> Vec<Setting> {
         let mut state = self.lock();
         let State { budget, kernel, readers, .. } = &mut *state;
+        if let Err(error) = budget.read() {
+            tracing::warn!("cannot read what the programs cost: {error}");
+            return budget.settings();
+        }
         for reader in readers.iter_mut() {
-            let duty_log2 = kernel.control.rate(reader.probe()).duty_log2;
-            if let Err(error) = reader.tick(duty_log2) {
-                tracing::warn!("cannot read probe {}: {error}", reader.probe().name());
+            let probe = reader.probe();
+            let shed = budget.drew(probe) || kernel.control.rate(probe).duty_log2 > 0;
+            if (shed || probe == Probe::Tcp && kernel.control.tcp_shed())
+                && let Err(error) = reader.tick(budget.slots(), &kernel.control)
+            {
+                tracing::warn!("cannot read probe {}: {error}", probe.name());
             }
         }
-        match budget.tick(&kernel.control) {
-            Ok(Some(line)) => tracing::info!("{line}"),
-            Ok(None) => {}
-            Err(error) => tracing::warn!("cannot read what the programs cost: {error}"),
+        if let Some(line) = budget.tick(&kernel.control) {
+            tracing::info!("{line}");
         }
         budget.settings()
     }
@@ -172,6 +179,10 @@ impl Collector {
                 kernel.resume(probe)
             }
             None => {
+                if probe == Probe::Tcp {
+                    // Connections that come and go now are not followed.
+                    kernel.control.set_tcp_shed(true);
+                }
                 kernel.pause(probe);
                 Ok(())
             }
@@ -239,6 +250,7 @@ impl State {
         if !protocols.is_empty() {
             self.flows.describe(&protocols, &self.workloads, &mut out);
         }
+        self.describe_errors(&mut out);
         self.describe_build(&mut out);
         self.describe_probes(&mut out);
         self.describe_programs(&mut out);
@@ -246,6 +258,19 @@ impl State {
         let mut families = out.into_families();
         families.extend(self.process.collect());
         Snapshot { families, missing: self.missing() }
+    }
+
+    /// The errors of what may be estimated. Several probes may add to a metric; their events are drawn independently.
+    fn describe_errors(&self, out: &mut Exposition) {
+        let mut variances: BTreeMap<&str, f64> = BTreeMap::new();
+        for reader in self.readers.iter().filter(|reader| self.budget.may_shed(reader.probe())) {
+            for (metric, variance) in reader.variances() {
+                *variances.entry(metric.name).or_default() += variance;
+            }
+        }
+        for (metric, variance) in variances {
+            out.gauge(&metrics::STANDARD_ERROR, &[metric], variance.sqrt());
+        }
     }
 
     fn describe_build(&self, out: &mut Exposition) {

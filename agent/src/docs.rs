@@ -38,7 +38,8 @@ fn metrics_page() -> String {
             Kind::Histogram => "histogram",
         };
         let truth = match metric.truth {
-            Truth::Exact => "exact",
+            Truth::Exact => "exact (may be drawn with `--budget.strict`)",
+            Truth::Attached => "exact while attached",
             Truth::Sampled => "sampled",
             Truth::Mixed => "TCP exact, UDP sampled",
             Truth::Agent => "agent",

@@ -22,8 +22,10 @@ pub enum Kind {
 /// Whether a metric's numbers are counted or estimated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Truth {
-    /// Every event is counted.
+    /// Every event is counted, unless `--budget.strict` lets the budget draw these events too.
     Exact,
+    /// Every event is counted while the probe is attached.
+    Attached,
     /// A sampled estimate with a standard error; exact at ratio 1.
     Sampled,
     /// Exact for TCP, a sampled estimate for UDP.
@@ -51,12 +53,23 @@ impl Metric {
     /// The HELP line: what it says, and how true it is.
     pub fn help(&self) -> String {
         match self.truth {
-            Truth::Exact => format!("{} Exact.", self.text),
+            Truth::Exact => format!(
+                "{} Exact; with --budget.strict an estimate when the budget asks for it, its error is in \
+                 siskin_estimate_standard_error.",
+                self.text
+            ),
+            Truth::Attached => {
+                format!(
+                    "{} Exact while the probe is attached all the time, else scaled up by that share.",
+                    self.text
+                )
+            }
             Truth::Sampled => {
                 format!("{} Sampled estimate; its error is in siskin_estimate_standard_error.", self.text)
             }
             Truth::Mixed => format!(
-                "{} Exact for TCP; for UDP a sampled estimate, its error is in siskin_estimate_standard_error.",
+                "{} Exact for TCP (with --budget.strict unless the budget asks for less); for UDP a sampled estimate, its \
+                 error is in siskin_estimate_standard_error.",
                 self.text
             ),
             Truth::Agent => self.text.to_owned(),
@@ -92,7 +105,7 @@ metrics! {
         "Time from a process's start to its end.";
     PROCESS_COMM_EXECS = Counter Exact "siskin_process_comm_execs_total" ["comm"]
         "Programs started by command name; names beyond the limit are in comm=\"other\".";
-    PROCESS_OOM_KILLS = Counter Exact "siskin_process_oom_kills_total" ["namespace", "pod", "container"]
+    PROCESS_OOM_KILLS = Counter Attached "siskin_process_oom_kills_total" ["namespace", "pod", "container"]
         "Processes that ended after the OOM killer chose them.";
 
     TCP_OPENED = Counter Exact "siskin_tcp_connections_opened_total" ["namespace", "pod", "container", "role"]
@@ -100,7 +113,8 @@ metrics! {
     TCP_FAILED = Counter Exact "siskin_tcp_connections_failed_total" ["namespace", "pod", "container", "reason"]
         "TCP connections that ended in an error: never established, or cut by the peer or by a timeout.";
     TCP_OPEN = Gauge Exact "siskin_tcp_connections_open" ["namespace", "pod", "container", "role"]
-        "TCP connections established now, also those older than the agent.";
+        "TCP connections established now, also those older than the agent, as found by the reading; without those that the budget \
+         kept from being followed (siskin_lost_total).";
     TCP_RETRANSMITS = Counter Exact "siskin_tcp_retransmits_total" ["namespace", "pod", "container"]
         "TCP segments retransmitted.";
     TCP_RESETS = Counter Exact "siskin_tcp_resets_total" ["direction"]
@@ -135,7 +149,7 @@ metrics! {
         "Time from issuing a block request to the device to its completion, where the kernel keeps it.";
     DISK_BYTES = Counter Sampled "siskin_disk_bytes_total" ["device", "op"]
         "Bytes that completed block requests moved.";
-    DISK_ERRORS = Counter Exact "siskin_disk_errors_total" ["device", "op"]
+    DISK_ERRORS = Counter Attached "siskin_disk_errors_total" ["device", "op"]
         "Block requests that completed with an error.";
     WORKLOAD_DISK_BYTES = Counter Sampled "siskin_workload_disk_bytes_total" ["namespace", "pod", "container", "op"]
         "Bytes that completed block requests moved, by the workload that asked for them.";

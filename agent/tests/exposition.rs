@@ -46,10 +46,9 @@ fn process(unit: Id, pod: Id) -> ProcessTotals {
 
 fn tcp(unit: Id, pod: Id) -> (TcpTotals, FlowTable) {
     let (mut totals, mut flows) = (TcpTotals::default(), FlowTable::new(2));
-    totals.workloads.add(
-        unit,
-        &TcpRow { opened: [5, 30], adopted: [1, 0], closed: [4, 28], failed: [2, 1, 3, 0], retransmits: 17 },
-    );
+    totals
+        .workloads
+        .add(unit, &TcpRow { opened: [5, 30], alive: [2, 2], failed: [2, 1, 3, 0], retransmits: 17 });
     let flow = |workload, role, peer: &str, port| {
         let peer = Peer::Address(peer.parse().expect("an address"));
         FlowId { workload, protocol: Protocol::Tcp, role, peer, port }
@@ -84,9 +83,6 @@ fn disk(unit: Id) -> DiskTotals {
     totals.add_device("nvme0n1".into(), DiskOp::Write, &row);
     totals.add_device("nvme0n1".into(), DiskOp::Write, &row);
     totals.bank.other[DiskOp::Read as usize].bytes = 512;
-    let mut bank = totals.bank;
-    bank.variance.bytes = 16;
-    totals.set_bank(bank);
     totals.workloads[DiskOp::Write as usize].add(unit, &DiskWorkloadRow { ios: 6, bytes: 24_576 });
     totals
 }

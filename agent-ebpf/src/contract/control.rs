@@ -75,7 +75,10 @@ pub struct Control {
     pub sockets: u64,
     /// Sockets that may carry one. Written by user space.
     pub sockets_limit: u64,
-    /// How each probe's hot events are sampled. Written by user space.
+    /// 1 once connections went by that were not followed because of the CPU budget, until those still alive are adopted. Set by
+    /// both sides, cleared by user space.
+    pub tcp_shed: u64,
+    /// How each probe's events are sampled. Written by user space.
     pub rates: [Rate; PROBES],
 }
 
@@ -94,12 +97,20 @@ pub enum Loss {
     NoTimestamp,
     /// A cgroup whose path is longer than what the programs keep: its name waits for the next look at the tree.
     LongPath,
+    /// A connection that is estimated and not followed, because of the CPU budget: it is in no histogram, nor among those open.
+    Budget,
 }
 
 impl Loss {
     /// Every loss a program counts, in the order of their numbers.
-    pub const ALL: [Self; 5] =
-        [Self::MapFull, Self::LateAttach, Self::SocketStorage, Self::NoTimestamp, Self::LongPath];
+    pub const ALL: [Self; 6] = [
+        Self::MapFull,
+        Self::LateAttach,
+        Self::SocketStorage,
+        Self::NoTimestamp,
+        Self::LongPath,
+        Self::Budget,
+    ];
 
     /// The value of the label `reason`.
     pub const fn reason(self) -> &'static str {
@@ -109,6 +120,7 @@ impl Loss {
             Self::SocketStorage => "socket_storage",
             Self::NoTimestamp => "no_timestamp",
             Self::LongPath => "long_path",
+            Self::Budget => "budget",
         }
     }
 }

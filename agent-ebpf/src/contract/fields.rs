@@ -91,6 +91,7 @@ macro_rules! kernel_facts {
                 TCP_BYTES_RETRANS = "tcp_sock" "bytes_retrans" 8 Required [Tcp];
                 TCP_BYTES_RECEIVED = "tcp_sock" "bytes_received" 8 Required [Tcp];
                 TCP_TOTAL_RETRANS = "tcp_sock" "total_retrans" 4 Required [Tcp];
+                INET_SPORT = "inet_sock" "inet_sport" 2 Required [Tcp];
                 TCP_SRTT_US = "tcp_sock" "srtt_us" 4 Required [Tcp];
                 RQ_QUEUE = "request" "q" 8 Required [Disk];
                 RQ_CMD_FLAGS = "request" "cmd_flags" 4 Required [Disk];

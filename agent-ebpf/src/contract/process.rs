@@ -71,6 +71,12 @@ pub struct CommRow {
 pub struct ProcessBank {
     /// Nanoseconds from a process's start to its end.
     pub lifetime: Lifetime,
+    /// Execs, forks and exits over all workloads.
+    pub total: [u64; 3],
+    /// The variance that draws bring to the sum of lifetimes, in units of 2^16 ns squared.
+    pub lifetime_variance: u64,
+    /// The variance that draws bring to the number of exits, as estimated in the same way.
+    pub exits_variance: u64,
     /// What did not fit the table of processes by cgroup.
     pub other: ProcessRow,
     /// What did not fit the table of command names.

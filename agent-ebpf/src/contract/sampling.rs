@@ -40,9 +40,18 @@ pub struct Sampler {
     pub spent: u64,
     /// How often the period was doubled within the tick because the allowance was spent.
     pub doublings: u64,
+    /// The variance of the count that the taken events stand for: the sum of D²(N-1) over all events seen, taken or not. It is
+    /// known and not estimated, so a count's error is right also when nothing was taken.
+    pub spread: u64,
 }
 
 impl Sampler {
+    /// The period for the next event on this CPU, as a power of two.
+    #[inline(always)]
+    pub fn period_log2(&self, rate: &Rate) -> u64 {
+        if self.tick == rate.tick { rate.period_log2 + self.doublings } else { rate.period_log2 }
+    }
+
     /// Takes the event, with the logarithm of its weight, or passes it over. `seed` is asked once.
     ///
     /// A burst inside a tick is bounded: each time a CPU has taken its allowance it doubles its period, so the taken events
@@ -50,18 +59,19 @@ impl Sampler {
     #[inline(always)]
     pub fn take(&mut self, rate: &Rate, seed: impl FnOnce() -> u64) -> Option<u64> {
         self.events = self.events.wrapping_add(1);
+        let weight_log2 = self.period_log2(rate);
         if self.tick != rate.tick {
             self.tick = rate.tick;
             self.spent = 0;
             self.doublings = 0;
         }
-        let weight_log2 = rate.period_log2 + self.doublings;
         if weight_log2 == 0 && rate.allowance == 0 {
             self.taken += 1;
             return Some(rate.duty_log2);
         }
         // At most MAX_PERIOD_LOG2, and where the verifier sees it.
         let weight_log2 = if weight_log2 < MAX_PERIOD_LOG2 { weight_log2 } else { MAX_PERIOD_LOG2 };
+        self.spread = self.spread.wrapping_add(((1 << weight_log2) - 1) << (2 * (rate.duty_log2 & 7)));
         // xorshift64 (Marsaglia 2003) with a multiplication to mix the low bits into the high ones (Vigna 2016).
         let mut random = if self.random == 0 { seed() | 1 } else { self.random };
         random ^= random << 13;

@@ -2,7 +2,7 @@
 
 use super::{LOSSES, Latency, Lifetime, words::made_of_words};
 
-made_of_words!(TcpRow, TcpBank, FlowRow);
+made_of_words!(TcpRow, TcpBank, TcpDrawn, FlowRow);
 
 /// Which end of a connection the socket is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -73,12 +73,28 @@ impl Failure {
 pub struct TcpRow {
     /// Connections established, by [`Role`].
     pub opened: [u64; 2],
-    /// Connections older than the agent, by [`Role`].
-    pub adopted: [u64; 2],
-    /// Established or adopted connections that ended, by [`Role`].
-    pub closed: [u64; 2],
+    /// Connections that sweeps found alive, by [`Role`]: each sweep adds how many there are.
+    pub alive: [u64; 2],
     /// Connections that ended in an error, by [`Failure`].
     pub failed: [u64; 4],
+    /// Segments retransmitted.
+    pub retransmits: u64,
+}
+
+/// Totals of the connections that were not counted one by one, or their variances.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TcpDrawn {
+    /// Connections established.
+    pub opened: u64,
+    /// Connections that ended in an error.
+    pub failed: u64,
+    /// Connections of flows.
+    pub connections: u64,
+    /// Payload bytes sent; variances in units of 16 bytes squared.
+    pub sent_bytes: u64,
+    /// Payload bytes received; variances in units of 16 bytes squared.
+    pub received_bytes: u64,
     /// Segments retransmitted.
     pub retransmits: u64,
 }
@@ -99,6 +115,12 @@ pub struct TcpBank {
     pub other: TcpRow,
     /// What did not fit the table of flows, by [`Role`].
     pub flow_other: [FlowRow; 2],
+    /// Followed sockets that sweeps visited: each sweep adds how many there are.
+    pub swept: u64,
+    /// What was added for events that stood for more than themselves.
+    pub drawn: TcpDrawn,
+    /// The variance that the draws bring to that.
+    pub variance: TcpDrawn,
     /// Losses by [`Loss`](crate::Loss).
     pub lost: [u64; LOSSES],
 }

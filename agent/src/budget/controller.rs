@@ -1,6 +1,6 @@
 //! The controller: from what the last tick cost to how the next one samples. Pure.
 //!
-//! Once per tick it learns how often each hot probe's programs ran, how many events they were offered, and what a full
+//! Twice a second, at the end of a tick, it learns how often each hot probe's programs ran, how many events they were offered, and what a full
 //! run takes. From these it plans the next tick as if the load stayed:
 //!
 //! * **Shedding** is immediate. While the plan is over the target, the period of one probe is doubled: the one where the
@@ -9,12 +9,12 @@
 //! * When all periods are at their limit, or the runs that are passed over alone cost too much, a probe is attached for a
 //!   share of the time only: a power of two, so that weights stay powers of two.
 //! * **Recovery** is slow: one step of one probe per tick, only when the plan with that step stays below a lower mark, and
-//!   only after three such ticks in a row.
+//!   only after [`CALM_TICKS`] such ticks in a row.
 //!
 //! **Why it does not oscillate.** A shedding step halves a part of the cost, so the plan after shedding lies below the
 //! target, and a recovery step at most doubles it. The plan is evaluated with the step before it is taken and must lie below
 //! [`RECOVER`] of the budget, while shedding begins at [`TARGET`]: at a constant load a step that recovery takes is never
-//! one that shedding takes back. A load that swings within the three calm ticks is met by its highest cost.
+//! one that shedding takes back. A load that swings within the calm ticks is met by its highest cost.
 
 use siskin_ebpf::{MAX_PERIOD_LOG2, Probe};
 
@@ -25,8 +25,8 @@ pub const TARGET: f64 = 0.8;
 pub const LEAST_HOT: f64 = 0.1;
 /// Share of the budget that a plan with one step less shedding must stay below.
 pub const RECOVER: f64 = 0.65;
-/// Ticks in a row in which it must.
-pub const CALM_TICKS: u32 = 3;
+/// Ticks in a row in which it must: three seconds.
+pub const CALM_TICKS: u32 = 6;
 /// Smallest share of the time that a probe is attached for, as a power of two.
 pub const MAX_DUTY_LOG2: u64 = 6;
 
@@ -41,6 +41,8 @@ pub struct Load {
     pub events: f64,
     /// Seconds that taking one costs.
     pub event_seconds: f64,
+    /// What its information is worth beside that of others.
+    pub worth: f64,
 }
 
 /// What the last tick cost.
@@ -212,12 +214,12 @@ fn steps_back(setting: &Setting) -> impl Iterator<Item = Setting> {
     [shorter, oftener].into_iter().flatten()
 }
 
-/// The relative variance of a probe's total over a tick: (N-1)/n for the period, and (D-1) for a share 1/D of the time,
+/// What a probe's estimates lose: the relative variance of its total over a tick, times its worth. The variance is (N-1)/n for the period, and (D-1) for a share 1/D of the time,
 /// as if each tick's events came in one lump: the worst case.
 fn variance(load: &Load, setting: &Setting) -> f64 {
     let period = (setting.period_log2 as f64).exp2();
     let duty = (setting.duty_log2 as f64).exp2();
-    (period - 1.0) * duty / load.events.max(1.0) + (duty - 1.0)
+    load.worth * ((period - 1.0) * duty / load.events.max(1.0) + (duty - 1.0))
 }
 
 #[cfg(test)]
@@ -232,8 +234,8 @@ mod tests {
             fixed_cores: 0.001,
             run_seconds: 60e-9,
             loads: vec![
-                Load { probe: Probe::Disk, runs: disk, events: disk, event_seconds: 600e-9 },
-                Load { probe: Probe::Udp, runs: udp, events: udp, event_seconds: 300e-9 },
+                Load { probe: Probe::Disk, runs: disk, events: disk, event_seconds: 600e-9, worth: 1.0 },
+                Load { probe: Probe::Udp, runs: udp, events: udp, event_seconds: 300e-9, worth: 1.0 },
             ],
         }
     }

@@ -16,32 +16,33 @@ pub mod windows;
 
 use controller::{Controller, Cost, Load, Setting, TARGET};
 use meter::{FULL_RUN_NS, Meter, RUN_NS, process_seconds};
+use windows::TICK;
 
-/// Probes whose events are sampled, with their programs.
-const HOT: [(Probe, &[Program]); 2] =
-    [(Probe::Disk, &[Program::DiskComplete]), (Probe::Udp, &[Program::UdpSend, Program::UdpReceive])];
-
-/// Programs that count every event.
-const EXACT: [Program; 8] = [
-    Program::CgroupMkdir,
-    Program::CgroupRelease,
-    Program::ProcessExec,
-    Program::ProcessFork,
-    Program::ProcessExit,
-    Program::TcpState,
-    Program::TcpResetSent,
-    Program::TcpResetReceived,
+/// Every probe's programs.
+const PROGRAMS: [(Probe, &[Program]); 5] = [
+    (Probe::Cgroup, &[Program::CgroupMkdir, Program::CgroupRelease]),
+    (Probe::Process, &[Program::ProcessExec, Program::ProcessFork, Program::ProcessExit]),
+    (Probe::Tcp, &[Program::TcpState, Program::TcpResetSent, Program::TcpResetReceived]),
+    (Probe::Disk, &[Program::DiskComplete]),
+    (Probe::Udp, &[Program::UdpSend, Program::UdpReceive]),
 ];
 
-/// Programs of hot probes.
-const HOT_PROGRAMS: f64 = 3.0;
+/// Probes whose events are sampled in any case; those of others only when the budget is strict.
+const HOT: [Probe; 2] = [Probe::Disk, Probe::Udp];
+
+/// What a probe's information is worth beside that of a hot one: counting execs and connections one by one is given up last.
+const EXACT_WORTH: f64 = 100.0;
 /// What a full run is taken to cost before one was measured.
 const FULL_RUN_SECONDS: f64 = 500e-9;
-/// How much of the process's highest cost is still planned for a tick later: scrapes come every few ticks, and what one
-/// costs is not free in between.
-const PROCESS_MEMORY: f64 = 0.95;
-/// A CPU may always take this many events per tick before it doubles its period.
-const LEAST_ALLOWANCE: f64 = 64.0;
+/// How much of the process's highest cost in a second is still planned for a tick later: scrapes come every few seconds, and what
+/// one costs is not free in between.
+const PROCESS_MEMORY: f64 = 0.975;
+/// Ticks that make the second over which the process's cost is taken.
+const SECOND: usize = 2;
+/// A CPU may always take this many events of a program per tick before it doubles its period.
+const LEAST_ALLOWANCE: f64 = 32.0;
+/// What is left of the budget is enough for so many programs on every CPU that spend all of it within a tick: they rarely all do.
+const SPENDERS: f64 = 2.0;
 
 /// Meter, controller, and what they remember of the last tick.
 #[derive(Debug)]
@@ -49,38 +50,46 @@ pub struct Budget {
     meter: Meter,
     controller: Option<Controller>,
     running: Vec<Probe>,
+    may_shed: Vec<Probe>,
     cpus: f64,
     tick: u64,
     at: Instant,
     slots: Slots,
     process_seconds: f64,
+    process_ticks: [f64; SECOND],
     process_cores: f64,
-    full_run_seconds: HashMap<usize, f64>,
+    event_seconds: HashMap<usize, f64>,
     burst_ratios: HashMap<usize, f64>,
     attached_seconds: HashMap<usize, f64>,
     attached_since: HashMap<usize, Instant>,
 }
 
 impl Budget {
-    /// A budget of so many cores over the running ones of the hot probes; `None` when sampling is fixed by hand.
-    pub fn new(meter: Meter, cores: Option<f64>, running: &[Probe], cpus: usize) -> Self {
-        let hot: Vec<_> =
-            HOT.iter().map(|(probe, _)| *probe).filter(|probe| running.contains(probe)).collect();
+    /// A budget of so many cores over the running probes, `None` when sampling is fixed by hand. A strict one may also draw
+    /// events that are otherwise counted one by one.
+    pub fn new(meter: Meter, cores: Option<f64>, strict: bool, running: &[Probe], cpus: usize) -> Self {
+        let may_shed: Vec<_> = running
+            .iter()
+            .copied()
+            .filter(|probe| HOT.contains(probe) || strict && *probe != Probe::Cgroup)
+            .collect();
         let now = Instant::now();
         Self {
             meter,
-            controller: cores.map(|cores| Controller::new(cores, &hot)),
+            controller: cores.map(|cores| Controller::new(cores, &may_shed)),
             running: running.to_vec(),
+            attached_since: may_shed.iter().map(|probe| (*probe as usize, now)).collect(),
+            may_shed,
             cpus: cpus as f64,
             tick: 0,
             at: now,
             slots: Slots::zero(),
             process_seconds: process_seconds(),
+            process_ticks: [0.0; SECOND],
             process_cores: 0.0,
-            full_run_seconds: HashMap::new(),
+            event_seconds: HashMap::new(),
             burst_ratios: HashMap::new(),
             attached_seconds: HashMap::new(),
-            attached_since: hot.iter().map(|probe| (*probe as usize, now)).collect(),
         }
     }
 
@@ -91,15 +100,19 @@ impl Budget {
         }
     }
 
+    /// Whether a probe's numbers may be estimates.
+    pub fn may_shed(&self, probe: Probe) -> bool {
+        self.may_shed.contains(&probe)
+    }
+
     /// How each running probe is to be attached now; empty when sampling is fixed by hand. Probes that count every event are
     /// detached only when there is no budget at all.
     pub fn settings(&self) -> Vec<Setting> {
         let Some(controller) = &self.controller else { return Vec::new() };
-        let hot = controller.settings();
         let detached = controller.budget_cores() <= 0.0;
-        let exact = self.running.iter().filter(|probe| hot.iter().all(|setting| setting.probe != **probe));
+        let exact = self.running.iter().filter(|probe| !self.may_shed(**probe));
         let exact = exact.map(|probe| Setting { probe: *probe, period_log2: 0, duty_log2: 0, detached });
-        hot.iter().copied().chain(exact).collect()
+        controller.settings().iter().copied().chain(exact).collect()
     }
 
     /// Share of a probe's events that was taken: what its period says, or what became of it in the last tick when CPUs had
@@ -108,7 +121,7 @@ impl Budget {
         self.burst_ratios.get(&(probe as usize)).copied().unwrap_or(share(period_log2))
     }
 
-    /// A hot probe was attached or detached.
+    /// A probe was attached or detached.
     pub fn attached(&mut self, probe: Probe, attached: bool) {
         let index = probe as usize;
         if attached {
@@ -122,29 +135,40 @@ impl Budget {
     ///
     /// # Errors
     /// When the kernel refuses it.
-    pub fn read(&mut self) -> io::Result<()> {
-        self.meter.read()
+    pub fn read(&mut self) -> io::Result<&Slots> {
+        self.meter.read()?;
+        Ok(self.meter.slots())
     }
 
-    /// Ends a tick: looks at what it cost and decides how the next one samples. Says in one line what changed.
-    ///
-    /// # Errors
-    /// When the meter cannot be read.
-    pub fn tick(&mut self, control: &Control) -> io::Result<Option<String>> {
-        self.meter.read()?;
-        let cost = self.cost();
+    /// The last reading of the meter.
+    pub fn slots(&self) -> &Slots {
+        self.meter.slots()
+    }
+
+    /// Whether not every event of the probe was certain to be taken since the last tick, by the last reading.
+    pub fn drew(&self, probe: Probe) -> bool {
+        let spread = |slots: &Slots| {
+            programs(probe)
+                .iter()
+                .map(|program| slots.of[*program as usize].sampler.spread)
+                .collect::<Vec<_>>()
+        };
+        spread(self.meter.slots()) != spread(&self.slots)
+    }
+
+    /// Ends a tick: looks at what it cost by the last reading and decides how the next one samples. Says in one line what changed.
+    pub fn tick(&mut self, control: &Control) -> Option<String> {
+        let (cost, seconds) = self.cost();
         self.tick += 1;
-        let Some(controller) = &mut self.controller else { return Ok(None) };
+        let controller = self.controller.as_mut()?;
         let before = controller.settings().to_vec();
         let changed = controller.step(&cost);
         let budget = controller.budget_cores();
-        let rest = (budget * TARGET - cost.fixed_cores).max(0.0);
+        let rest_seconds = (budget * TARGET - cost.fixed_cores).max(0.0) * TICK.as_secs_f64();
         for setting in controller.settings() {
             let event = cost.loads.iter().find(|load| load.probe == setting.probe);
             let event_seconds = event.map_or(FULL_RUN_SECONDS, |load| load.event_seconds);
-            // Each CPU and each hot program has its own.
-            let shares = self.cpus * HOT_PROGRAMS;
-            let allowance = (rest / event_seconds / shares).max(LEAST_ALLOWANCE);
+            let allowance = (rest_seconds / event_seconds / self.cpus / SPENDERS).max(LEAST_ALLOWANCE);
             // 0 is no limit.
             let allowance = if allowance.is_finite() { allowance as u64 } else { 0 };
             let rate = Rate {
@@ -156,11 +180,13 @@ impl Budget {
             };
             control.set_rate(setting.probe, &rate);
         }
-        Ok(changed.then(|| explain(&before, controller.settings(), budget, &cost)))
+        let line = explain(&before, controller.settings(), budget, &cost);
+        tracing::debug!("tick of {:.0} ms: {cost:?}", seconds * 1e3);
+        changed.then_some(line)
     }
 
-    /// What the tick that ends now cost.
-    fn cost(&mut self) -> Cost {
+    /// What the tick that ends now cost, and how many seconds it took.
+    fn cost(&mut self) -> (Cost, f64) {
         let seconds = self.at.elapsed().as_secs_f64().max(1e-3);
         self.at = Instant::now();
         let slots = *self.meter.slots();
@@ -171,50 +197,61 @@ impl Budget {
             *word = if *word > u64::MAX / 2 { 0 } else { *word };
         }
         let process = process_seconds();
-        let process_cores = (process - self.process_seconds) / seconds;
+        self.process_ticks.rotate_left(1);
+        self.process_ticks[SECOND - 1] = (process - self.process_seconds) / seconds;
         self.process_seconds = process;
-        self.process_cores = process_cores.max(self.process_cores * PROCESS_MEMORY);
+        let second = self.process_ticks.iter().sum::<f64>() / SECOND as f64;
+        self.process_cores = second.max(self.process_cores * PROCESS_MEMORY);
 
-        let exact_ns: u64 = EXACT.iter().map(|program| meter::cost_ns(&delta.of[*program as usize])).sum();
-        let loads = HOT.iter().filter_map(|(probe, programs)| {
-            let index = *probe as usize;
-            let running = self.attached_since.get_mut(&index).map_or(0.0, |since| {
-                let seconds = since.elapsed().as_secs_f64();
-                *since = self.at;
-                seconds
-            });
-            let attached = self.attached_seconds.remove(&index).unwrap_or(0.0) + running;
-            if attached <= 0.0 {
-                return None;
-            }
-            let of = |value: fn(&siskin_ebpf::Slot) -> u64| {
-                programs.iter().map(|program| value(&delta.of[*program as usize])).sum::<u64>() as f64
-            };
-            let doubled = programs.iter().any(|program| slots.of[*program as usize].sampler.doublings > 0);
-            let events = of(|slot| slot.sampler.events);
-            if doubled && events > 0.0 {
-                self.burst_ratios.insert(index, of(|slot| slot.sampler.taken) / events);
-            } else {
-                self.burst_ratios.remove(&index);
-            }
-            let (full_runs, busy_ns) = (of(|slot| slot.full_runs), of(|slot| slot.busy_ns));
-            let event_seconds = self.full_run_seconds.entry(index).or_insert(FULL_RUN_SECONDS);
-            if full_runs >= 16.0 {
-                *event_seconds = (busy_ns / full_runs + FULL_RUN_NS as f64) / NANOS;
-            }
-            Some(Load {
-                probe: *probe,
-                runs: of(|slot| slot.runs) / attached,
-                events: events / attached,
-                event_seconds: *event_seconds,
-            })
-        });
-        let loads = loads.collect();
-        Cost {
+        let exact = PROGRAMS.iter().filter(|(probe, _)| !self.may_shed.contains(probe));
+        let exact = exact.flat_map(|(_, programs)| *programs);
+        let exact_ns: u64 = exact.map(|program| meter::cost_ns(&delta.of[*program as usize])).sum();
+        let loads =
+            self.may_shed.clone().into_iter().filter_map(|probe| self.load(probe, &delta, &slots)).collect();
+        let cost = Cost {
             fixed_cores: self.process_cores + exact_ns as f64 / NANOS / seconds,
             run_seconds: RUN_NS as f64 / NANOS,
             loads,
+        };
+        (cost, seconds)
+    }
+
+    /// What a probe was asked to do in the tick; `None` when it was not attached.
+    fn load(&mut self, probe: Probe, delta: &Slots, slots: &Slots) -> Option<Load> {
+        let index = probe as usize;
+        let running = self.attached_since.get_mut(&index).map_or(0.0, |since| {
+            let seconds = since.elapsed().as_secs_f64();
+            *since = self.at;
+            seconds
+        });
+        let attached = self.attached_seconds.remove(&index).unwrap_or(0.0) + running;
+        if attached <= 0.0 {
+            return None;
         }
+        let programs = programs(probe);
+        let of = |value: fn(&siskin_ebpf::Slot) -> u64| {
+            programs.iter().map(|program| value(&delta.of[*program as usize])).sum::<u64>() as f64
+        };
+        let doubled = programs.iter().any(|program| slots.of[*program as usize].sampler.doublings > 0);
+        let (events, taken) = (of(|slot| slot.sampler.events), of(|slot| slot.sampler.taken));
+        if doubled && events > 0.0 {
+            self.burst_ratios.insert(index, taken / events);
+        } else {
+            self.burst_ratios.remove(&index);
+        }
+        let event_seconds = self.event_seconds.entry(index).or_insert(FULL_RUN_SECONDS);
+        if taken >= 16.0 {
+            // All of the probe's work that is not a mere run is done for the events that it takes.
+            let busy_ns = of(|slot| slot.busy_ns) + of(|slot| slot.full_runs) * FULL_RUN_NS as f64;
+            *event_seconds = busy_ns / taken / NANOS;
+        }
+        Some(Load {
+            probe,
+            runs: of(|slot| slot.runs) / attached,
+            events: events / attached,
+            event_seconds: *event_seconds,
+            worth: if HOT.contains(&probe) { 1.0 } else { EXACT_WORTH },
+        })
     }
 
     /// Describes cost and settings as metrics.
@@ -230,6 +267,11 @@ impl Budget {
             }
         }
     }
+}
+
+/// A probe's programs.
+fn programs(probe: Probe) -> &'static [Program] {
+    PROGRAMS.iter().find(|(other, _)| *other == probe).map_or(&[], |(_, programs)| programs)
 }
 
 /// 1 in 2^log2.
@@ -263,14 +305,9 @@ mod tests {
 
     #[test]
     fn every_program_is_in_the_budget_once() {
-        let hot = HOT.iter().flat_map(|(_, programs)| *programs);
         for program in Program::ALL {
-            assert_eq!(
-                hot.clone().chain(&EXACT).filter(|other| **other == program).count(),
-                1,
-                "{program:?}"
-            );
+            let of = PROGRAMS.iter().flat_map(|(_, programs)| *programs).filter(|other| **other == program);
+            assert_eq!(of.count(), 1, "{program:?}");
         }
-        assert_eq!(hot.count() as f64, HOT_PROGRAMS);
     }
 }

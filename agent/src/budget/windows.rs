@@ -11,8 +11,8 @@ use tokio::time::Instant;
 
 use super::controller::Setting;
 
-/// Length of a tick.
-pub const TICK: Duration = Duration::from_secs(1);
+/// Length of a tick: half a second, so that a load that rises is met before its first second is over.
+pub const TICK: Duration = Duration::from_millis(500);
 
 /// Something to attach or to detach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,7 +122,8 @@ mod tests {
     fn a_share_of_the_time_is_that_share_also_when_switching_is_slow() {
         for late in [Duration::ZERO, Duration::from_millis(5)] {
             let seconds = attached(200, 3, late);
-            assert!((seconds - 200.0 / 8.0).abs() < 0.05, "{seconds} of 25 s, {late:?} late");
+            let share = TICK.as_secs_f64() * 200.0 / 8.0;
+            assert!((seconds - share).abs() < 0.05, "{seconds} of {share} s, {late:?} late");
         }
     }
 

@@ -19,6 +19,7 @@ struct Shared {
     rows: [[AtomicU64; 2]; TABLES],
     sockets: AtomicU64,
     sockets_limit: AtomicU64,
+    tcp_shed: AtomicU64,
     rates: [[AtomicU64; 4]; PROBES],
 }
 
@@ -28,6 +29,7 @@ const _: () = assert!(
         && offset_of!(Shared, rows) == offset_of!(Layout, rows)
         && offset_of!(Shared, sockets) == offset_of!(Layout, sockets)
         && offset_of!(Shared, sockets_limit) == offset_of!(Layout, sockets_limit)
+        && offset_of!(Shared, tcp_shed) == offset_of!(Layout, tcp_shed)
         && offset_of!(Shared, rates) == offset_of!(Layout, rates)
         && offset_of!(Rate, period_log2) == 0
         && offset_of!(Rate, duty_log2) == 8
@@ -126,6 +128,21 @@ impl Control {
         allowance.store(rate.allowance, SeqCst);
         period_log2.store(rate.period_log2.min(MAX_PERIOD_LOG2), SeqCst);
         tick.store(rate.tick, SeqCst);
+    }
+
+    /// Whether there may be connections that are not followed because of the CPU budget.
+    pub fn tcp_shed(&self) -> bool {
+        self.shared().tcp_shed.load(SeqCst) != 0
+    }
+
+    /// Says whether there may be such connections.
+    pub fn set_tcp_shed(&self, shed: bool) {
+        self.shared().tcp_shed.store(shed.into(), SeqCst);
+    }
+
+    /// Sets how many sockets are followed now, as counted.
+    pub fn set_sockets(&self, sockets: u64) {
+        self.shared().sockets.store(sockets, SeqCst);
     }
 
     /// Sets how many sockets may be followed.

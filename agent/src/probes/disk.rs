@@ -8,12 +8,12 @@ use std::{
 
 use siskin_ebpf::{
     DiskBank, DiskKey, DiskOp, DiskRow, DiskTotal, DiskVariance, DiskWorkloadKey, DiskWorkloadRow, Loss,
-    Probe, Table, Words as _, map, program,
+    Probe, Program, Slots, Table, Words as _, map, program,
 };
 
 use super::{Limits, Reader, bank_rows, describe_losses};
 use crate::{
-    estimate::{Clusters, Variances, standard_error},
+    estimate::{Clusters, Draws, Variances, variance},
     flows::FlowTable,
     kernel::{
         control::Control,
@@ -22,7 +22,7 @@ use crate::{
         memory::{Kind, Plan},
         rows::{Bank, Deltas, Keyed, Rows},
     },
-    metrics::{self, Exposition},
+    metrics::{self, Exposition, Metric, NANOS},
     workload::{Hierarchy, Id, Totals, Workloads},
 };
 
@@ -82,8 +82,8 @@ pub struct DiskTotals {
     pub bank: DiskBank,
     /// Variances from being attached for a share of the time.
     pub clusters: Clusters<4>,
-    /// Variances of independent draws.
-    pub variances: Variances<4>,
+    /// Variances of independent draws: of requests, and of their bytes, total and device time.
+    pub variances: Variances<3>,
 }
 
 impl Default for DiskTotals {
@@ -99,13 +99,6 @@ impl Default for DiskTotals {
 }
 
 impl DiskTotals {
-    /// Takes a newer reading of the bank.
-    pub fn set_bank(&mut self, bank: DiskBank) {
-        let DiskVariance { ios, bytes, total, device } = bank.variance;
-        self.variances.read([ios, bytes, total, device]);
-        self.bank = bank;
-    }
-
     /// Adds requests of a device.
     pub fn add_device(&mut self, device: String, op: DiskOp, row: &DiskRow) {
         self.devices.entry((device, op)).or_insert_with(DiskRow::zero).add(row);
@@ -134,19 +127,6 @@ impl DiskTotals {
                 out.counter(&metrics::WORKLOAD_DISK_BYTES, &labels, row.bytes as f64);
                 out.counter(&metrics::WORKLOAD_DISK_IOS, &labels, row.ios as f64);
             }
-        }
-        let variance = |n| self.variances.of(n);
-        let seconds = NS_UNIT / metrics::NANOS;
-        let clusters = |n, unit: f64| self.clusters.variance(n) * unit * unit;
-        let nanos = 1.0 / metrics::NANOS;
-        for (metric, variance, unit, clusters) in [
-            (&metrics::WORKLOAD_DISK_IOS, variance(0), 1.0, clusters(0, 1.0)),
-            (&metrics::DISK_BYTES, variance(1), BYTES_UNIT, clusters(1, 1.0)),
-            (&metrics::WORKLOAD_DISK_BYTES, variance(1), BYTES_UNIT, clusters(1, 1.0)),
-            (&metrics::DISK_IO, variance(2), seconds, clusters(2, nanos)),
-            (&metrics::DISK_DEVICE, variance(3), seconds, clusters(3, nanos)),
-        ] {
-            out.gauge(&metrics::STANDARD_ERROR, &[metric.name], standard_error(variance, unit, clusters));
         }
         describe_losses(Probe::Disk, &self.bank.lost, &[Loss::MapFull, Loss::NoTimestamp], out);
     }
@@ -211,15 +191,16 @@ impl Reader for Disk {
                 totals.workloads[op as usize].add(workload, &row);
             }
         })?;
-        totals.set_bank(bank.read()?);
+        totals.bank = bank.read()?;
         Ok(())
     }
 
-    fn tick(&mut self, duty_log2: u64) -> io::Result<()> {
-        let bank: DiskBank = self.bank.read()?;
-        let DiskTotal { ios, bytes, total_ns, device_ns } = bank.total;
+    fn tick(&mut self, slots: &Slots, control: &Control) -> io::Result<()> {
+        self.totals.bank = self.bank.read()?;
+        let DiskTotal { ios, bytes, total_ns, device_ns } = self.totals.bank.total;
+        let duty_log2 = control.rate(Probe::Disk).duty_log2;
         self.totals.clusters.tick([ios, bytes, total_ns, device_ns], duty_log2);
-        self.totals.set_bank(bank);
+        self.draws(slots);
         Ok(())
     }
 
@@ -227,6 +208,26 @@ impl Reader for Disk {
         for totals in &mut self.totals.workloads {
             totals.forget(gone);
         }
+    }
+
+    fn draws(&mut self, slots: &Slots) {
+        let DiskVariance { ios, bytes, total, device } = self.totals.bank.variance;
+        let spread = slots.of[Program::DiskComplete as usize].sampler.spread;
+        self.totals.variances.read(Draws { spread, count: ios, values: [bytes, total, device] });
+    }
+
+    fn variances(&self) -> Vec<(&'static Metric, f64)> {
+        let DiskTotals { variances, clusters, .. } = &self.totals;
+        let bytes = variance(variances.sum(0), BYTES_UNIT, clusters.variance(1));
+        // Both are of nanoseconds, and the metrics of seconds.
+        let seconds = |n| variance(variances.sum(n), NS_UNIT, clusters.variance(n + 1)) / (NANOS * NANOS);
+        vec![
+            (&metrics::WORKLOAD_DISK_IOS, variance(variances.count(), 1.0, clusters.variance(0))),
+            (&metrics::DISK_BYTES, bytes),
+            (&metrics::WORKLOAD_DISK_BYTES, bytes),
+            (&metrics::DISK_IO, seconds(1)),
+            (&metrics::DISK_DEVICE, seconds(2)),
+        ]
     }
 
     fn fills_up(&self, control: &Control) -> bool {

@@ -2,12 +2,12 @@
 
 use std::{collections::HashSet, io};
 
-use siskin_ebpf::{LOSSES, Loss, Probe, Table};
+use siskin_ebpf::{LOSSES, Loss, Probe, Slots, Table};
 
 use crate::{
     flows::FlowTable,
     kernel::{control::Control, hook::Group, loader::Kernel, memory::Plan},
-    metrics::{self, Exposition},
+    metrics::{self, Exposition, Metric},
     workload::{Id, Workloads},
 };
 
@@ -44,13 +44,21 @@ pub trait Reader: Send {
     fn read(&mut self, control: &Control, workloads: &mut Workloads, flows: &mut FlowTable)
     -> io::Result<()>;
 
-    /// Ends a tick in which the probe was attached for 1 in 2^`duty_log2` of the time: events come in clusters then, so its
-    /// errors are wider than those of independent draws.
+    /// Ends a tick in which not every event was taken: what is known of the draws is in `slots`; and if the probe was attached
+    /// for a share of the time only, events came in clusters, so its errors are wider than those of independent draws.
     ///
     /// # Errors
     /// When the kernel refuses.
-    fn tick(&mut self, _duty_log2: u64) -> io::Result<()> {
+    fn tick(&mut self, _slots: &Slots, _control: &Control) -> io::Result<()> {
         Ok(())
+    }
+
+    /// Takes what is known of the draws since the last tick, after [`Self::read`].
+    fn draws(&mut self, _slots: &Slots) {}
+
+    /// The variances of metrics that may be estimates, each of the total over all labels, in the metric's unit squared.
+    fn variances(&self) -> Vec<(&'static Metric, f64)> {
+        Vec::new()
     }
 
     /// Lets go of workloads that are gone.

@@ -5,10 +5,13 @@ use std::{
     io,
 };
 
-use siskin_ebpf::{CommRow, Loss, Outcome, Probe, ProcessBank, ProcessRow, Table, Words as _, map, program};
+use siskin_ebpf::{
+    CommRow, Loss, Outcome, Probe, ProcessBank, ProcessRow, Program, Slots, Table, Words as _, map, program,
+};
 
 use super::{Limits, Reader, bank_rows, describe_losses};
 use crate::{
+    estimate::{Clusters, Draws, Sums, Variances, variance},
     flows::FlowTable,
     kernel::{
         control::Control,
@@ -17,7 +20,7 @@ use crate::{
         memory::{Kind, Plan},
         rows::{Bank, Rows},
     },
-    metrics::{self, Exposition},
+    metrics::{self, Exposition, Metric, NANOS},
     workload::{Hierarchy, Id, Totals, Workloads},
 };
 
@@ -130,12 +133,20 @@ impl ProcessTotals {
 /// The name of the row for everything without one of its own.
 const OTHER: &str = "other";
 
+/// The unit of the variance of lifetimes, in nanoseconds.
+const LIFETIME_UNIT: f64 = 65_536.0;
+
 /// The running probe.
 pub struct Process {
     bank: Bank,
     rows: Rows<u64, ProcessRow>,
     comms: Rows<[u8; 16], CommRow>,
     totals: ProcessTotals,
+    clusters: Clusters<3>,
+    /// Variances of execs and forks.
+    starts: Sums<2>,
+    /// Variances of exits and their lifetimes.
+    exits: Variances<1>,
 }
 
 impl Process {
@@ -150,6 +161,9 @@ impl Process {
             rows: Rows::new(Table::Process, both(map::PROCESS_ROWS)?, limits.workloads),
             comms: Rows::new(Table::Comm, both(map::COMM_ROWS)?, limits.comms),
             totals: ProcessTotals::new(limits.comms),
+            clusters: Clusters::default(),
+            starts: Sums::default(),
+            exits: Variances::default(),
         })
     }
 }
@@ -171,6 +185,36 @@ impl Reader for Process {
 
     fn forget(&mut self, gone: &HashSet<Id>) {
         self.totals.workloads.forget(gone);
+    }
+
+    fn tick(&mut self, slots: &Slots, control: &Control) -> io::Result<()> {
+        self.totals.bank = self.bank.read()?;
+        self.clusters.tick(self.totals.bank.total, control.rate(Probe::Process).duty_log2);
+        self.draws(slots);
+        Ok(())
+    }
+
+    fn draws(&mut self, slots: &Slots) {
+        let spread = |program| slots.of[program as usize].sampler.spread;
+        self.starts.read([spread(Program::ProcessExec), spread(Program::ProcessFork)]);
+        let ProcessBank { exits_variance, lifetime_variance, .. } = self.totals.bank;
+        self.exits.read(Draws {
+            spread: spread(Program::ProcessExit),
+            count: exits_variance,
+            values: [lifetime_variance],
+        });
+    }
+
+    fn variances(&self) -> Vec<(&'static Metric, f64)> {
+        let clusters = |n| self.clusters.variance(n);
+        let execs = variance(self.starts.of(0), 1.0, clusters(0));
+        vec![
+            (&metrics::PROCESS_EXECS, execs),
+            (&metrics::PROCESS_COMM_EXECS, execs),
+            (&metrics::PROCESS_FORKS, variance(self.starts.of(1), 1.0, clusters(1))),
+            (&metrics::PROCESS_EXITS, variance(self.exits.count(), 1.0, clusters(2))),
+            (&metrics::PROCESS_LIFETIME, variance(self.exits.sum(0), LIFETIME_UNIT / NANOS, 0.0)),
+        ]
     }
 
     fn fills_up(&self, control: &Control) -> bool {

@@ -4,11 +4,13 @@
 use std::{collections::HashSet, io};
 
 use siskin_ebpf::{
-    Failure, FlowKey, FlowRow, Loss, Probe, Role, Socket, Table, TcpBank, TcpRow, Words as _, map, program,
+    Failure, FlowKey, FlowRow, Loss, Probe, Role, Slots, Socket, Table, TcpBank, TcpDrawn, TcpRow,
+    Words as _, map, program,
 };
 
 use super::{Limits, Reader, bank_rows, describe_losses};
 use crate::{
+    estimate::{Clusters, Sums, variance},
     flows::{FlowId, FlowTable, Protocol},
     kernel::{
         control::Control,
@@ -18,7 +20,7 @@ use crate::{
         memory::{Kind, Plan},
         rows::{Bank, Rows},
     },
-    metrics::{self, Exposition},
+    metrics::{self, Exposition, Metric},
     workload::{Hierarchy, Id, Totals, Workloads},
 };
 
@@ -76,11 +78,13 @@ pub struct TcpTotals {
     pub workloads: Totals<TcpRow>,
     /// The bank as last read.
     pub bank: TcpBank,
+    /// Connections that the last sweep found alive and that fit no row of their own.
+    pub alive_other: [u64; 2],
 }
 
 impl Default for TcpTotals {
     fn default() -> Self {
-        Self { workloads: Totals::default(), bank: TcpBank::zero() }
+        Self { workloads: Totals::default(), bank: TcpBank::zero(), alive_other: [0; 2] }
     }
 }
 
@@ -91,27 +95,29 @@ impl TcpTotals {
             let index = role as usize;
             let delta = bank.flow_other[index].since(&self.bank.flow_other[index]);
             flows.add_other(Protocol::Tcp, role, &delta);
+            self.alive_other[index] = bank.other.alive[index].wrapping_sub(self.bank.other.alive[index]);
         }
         self.bank = bank;
+    }
+
+    /// Forgets how many connections are open, before a sweep counts them anew.
+    pub fn recount(&mut self) {
+        for row in self.workloads.rows_mut() {
+            row.alive = [0; 2];
+        }
     }
 
     /// Describes the totals as metrics.
     pub fn describe(&self, workloads: &Workloads, out: &mut Exposition) {
         let mut rows = self.workloads.clone();
-        rows.add(Id::UNKNOWN, &self.bank.other);
+        rows.add(Id::UNKNOWN, &TcpRow { alive: self.alive_other, ..self.bank.other });
         for (id, row) in rows.iter() {
             let w = workloads.labels(id);
             let labels = |last| [w.namespace.as_str(), w.pod.as_str(), w.container.as_str(), last];
             for role in Role::ALL {
                 let index = role as usize;
                 out.counter(&metrics::TCP_OPENED, &labels(role.name()), row.opened[index] as f64);
-                let begun = row.opened[index] + row.adopted[index];
-                // Rows that did not fit may hold an end without its beginning.
-                out.gauge(
-                    &metrics::TCP_OPEN,
-                    &labels(role.name()),
-                    begun.saturating_sub(row.closed[index]) as f64,
-                );
+                out.gauge(&metrics::TCP_OPEN, &labels(role.name()), row.alive[index] as f64);
             }
             for reason in Failure::ALL {
                 out.counter(&metrics::TCP_FAILED, &labels(reason.name()), row.failed[reason as usize] as f64);
@@ -127,7 +133,7 @@ impl TcpTotals {
             let lifetime = &self.bank.lifetime[role as usize];
             out.histogram(&metrics::TCP_LIFETIME, &[role.name()], lifetime, metrics::LIFETIME_BOUNDS);
         }
-        let reasons = [Loss::MapFull, Loss::LateAttach, Loss::SocketStorage];
+        let reasons = [Loss::MapFull, Loss::LateAttach, Loss::SocketStorage, Loss::Budget];
         describe_losses(Probe::Tcp, &self.bank.lost, &reasons, out);
     }
 }
@@ -135,11 +141,23 @@ impl TcpTotals {
 /// The running probe.
 pub struct Tcp {
     sweep: Option<Iter>,
+    /// Those that adopt open connections, by name.
+    adopt: Vec<(&'static str, Iter)>,
+    /// Ticks since connections were last left out.
+    calm_ticks: u32,
     bank: Bank,
     rows: Rows<u64, TcpRow>,
     flows: Rows<FlowKey, FlowRow>,
     totals: TcpTotals,
+    variances: Sums<6>,
+    clusters: Clusters<6>,
 }
+
+/// Ticks without a connection left out after which those that were left out before are adopted: ten seconds.
+const ADOPT_AFTER_TICKS: u32 = 20;
+
+/// The unit of the variance of bytes.
+const BYTES_UNIT: f64 = 16.0;
 
 impl Tcp {
     /// Takes the probe's maps and adopts the connections that are open already.
@@ -147,24 +165,39 @@ impl Tcp {
     /// # Errors
     /// When a map is not there.
     pub fn new(kernel: &mut Kernel, limits: &Limits) -> anyhow::Result<Self> {
-        for program in [program::TCP_LISTEN, program::TCP_ADOPT] {
-            // Without them connections older than the agent are counted as lost when they end.
-            if let Some(iter) = kernel.take_iterator(program)
-                && let Err(error) = iter.run()
-            {
-                tracing::warn!("cannot adopt open connections: iterator `{program}`: {error}");
-            }
-        }
+        // Without them connections older than the agent are counted as lost when they end.
+        let adopt = [program::TCP_LISTEN, program::TCP_ADOPT].into_iter();
+        let adopt = adopt.filter_map(|name| Some((name, kernel.take_iterator(name)?))).collect();
         let sweep = kernel.take_iterator(program::TCP_SWEEP);
         let both = |[a, b]: [&str; 2]| Ok::<_, anyhow::Error>([kernel.map(a)?, kernel.map(b)?]);
-        Ok(Self {
+        let tcp = Self {
             sweep,
+            adopt,
+            calm_ticks: 0,
             bank: Bank::new(kernel.map(map::TCP_BANK)?, size_of::<TcpBank>(), possible_cpus()?),
             rows: Rows::new(Table::Tcp, both(map::TCP_ROWS)?, limits.workloads),
             flows: Rows::new(Table::Flow, both(map::FLOW_ROWS)?, flow_rows(limits)),
             totals: TcpTotals::default(),
-        })
+            variances: Sums::default(),
+            clusters: Clusters::default(),
+        };
+        tcp.adopt();
+        Ok(tcp)
     }
+
+    /// Follows the connections that are open and not followed.
+    fn adopt(&self) {
+        for (name, iter) in &self.adopt {
+            if let Err(error) = iter.run() {
+                tracing::warn!("cannot adopt open connections: iterator `{name}`: {error}");
+            }
+        }
+    }
+}
+
+fn words(drawn: &TcpDrawn) -> [u64; 6] {
+    let TcpDrawn { opened, failed, connections, sent_bytes, received_bytes, retransmits } = *drawn;
+    [opened, failed, connections, sent_bytes, received_bytes, retransmits]
 }
 
 impl Reader for Tcp {
@@ -182,6 +215,7 @@ impl Reader for Tcp {
             sweep.run()?;
         }
         let totals = &mut self.totals;
+        totals.recount();
         self.rows.read(control, |cgroup, row| {
             totals.workloads.add(workloads.resolve(Hierarchy::CGROUP2, cgroup), &row);
         })?;
@@ -189,12 +223,49 @@ impl Reader for Tcp {
             let workload = workloads.resolve(Hierarchy::CGROUP2, key.cgroup);
             flows.add(FlowId::of(&key, workload), &row);
         })?;
+        let swept = totals.bank.swept;
         totals.set_bank(self.bank.read()?, flows);
+        if control.tcp_shed() {
+            // Ends that nobody saw left the count too high.
+            control.set_sockets(totals.bank.swept.wrapping_sub(swept));
+        }
         Ok(())
     }
 
     fn forget(&mut self, gone: &HashSet<Id>) {
         self.totals.workloads.forget(gone);
+    }
+
+    fn tick(&mut self, slots: &Slots, control: &Control) -> io::Result<()> {
+        let TcpBank { drawn, variance, .. } = self.bank.read()?;
+        let rate = control.rate(Probe::Tcp);
+        let none_drawn = drawn.since(&self.totals.bank.drawn).is_zero();
+        let is_calm = rate.period_log2 == 0 && rate.duty_log2 == 0 && none_drawn;
+        (self.totals.bank.drawn, self.totals.bank.variance) = (drawn, variance);
+        self.clusters.tick(words(&drawn), rate.duty_log2);
+        self.draws(slots);
+        self.calm_ticks = if is_calm { self.calm_ticks + 1 } else { 0 };
+        if control.tcp_shed() && self.calm_ticks >= ADOPT_AFTER_TICKS {
+            self.adopt();
+            control.set_tcp_shed(false);
+        }
+        Ok(())
+    }
+
+    fn draws(&mut self, _: &Slots) {
+        self.variances.read(words(&self.totals.bank.variance));
+    }
+
+    fn variances(&self) -> Vec<(&'static Metric, f64)> {
+        let of = |n, unit| variance(self.variances.of(n), unit, self.clusters.variance(n));
+        vec![
+            (&metrics::TCP_OPENED, of(0, 1.0)),
+            (&metrics::TCP_FAILED, of(1, 1.0)),
+            (&metrics::FLOW_CONNECTIONS, of(2, 1.0)),
+            (&metrics::FLOW_SENT, of(3, BYTES_UNIT)),
+            (&metrics::FLOW_RECEIVED, of(4, BYTES_UNIT)),
+            (&metrics::FLOW_RETRANSMITS, of(5, 1.0)),
+        ]
     }
 
     fn fills_up(&self, control: &Control) -> bool {

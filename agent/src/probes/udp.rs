@@ -3,12 +3,12 @@
 use std::io;
 
 use siskin_ebpf::{
-    FlowKey, Loss, Probe, Role, Table, UdpBank, UdpRow, UdpVariance, Words as _, map, program,
+    FlowKey, Loss, Probe, Program, Role, Slots, Table, UdpBank, UdpRow, Words as _, map, program,
 };
 
 use super::{Limits, Reader, bank_rows, describe_losses};
 use crate::{
-    estimate::{Clusters, Variances, standard_error},
+    estimate::{Clusters, Draws, Variances, variance},
     flows::{FlowId, FlowTable, Protocol},
     kernel::{
         control::Control,
@@ -17,7 +17,7 @@ use crate::{
         memory::{Kind, Plan},
         rows::{Bank, Rows},
     },
-    metrics::{self, Exposition},
+    metrics::{self, Exposition, Metric},
     workload::{Hierarchy, Workloads},
 };
 
@@ -78,7 +78,8 @@ pub struct Udp {
     rows: Rows<FlowKey, UdpRow>,
     last: UdpBank,
     clusters: Clusters<3>,
-    variances: Variances<3>,
+    /// Of datagrams and their bytes, sent and received.
+    variances: [Variances<1>; 2],
 }
 
 impl Udp {
@@ -93,15 +94,9 @@ impl Udp {
             rows: Rows::new(Table::Udp, [kernel.map(a)?, kernel.map(b)?], flow_rows(limits)),
             last: UdpBank::zero(),
             clusters: Clusters::default(),
-            variances: Variances::default(),
+            variances: Default::default(),
         })
     }
-}
-
-/// The bank's variances: of bytes sent, of bytes received, of datagrams.
-fn variances(bank: &UdpBank) -> [u64; 3] {
-    let UdpVariance { bytes: [sent, received], datagrams: [sends, receives] } = bank.variance;
-    [sent, received, sends.wrapping_add(receives)]
 }
 
 impl Reader for Udp {
@@ -124,18 +119,39 @@ impl Reader for Udp {
             let delta = bank.other[role as usize].since(&self.last.other[role as usize]);
             flows.add_other(Protocol::Udp, role, &delta);
         }
-        self.variances.read(variances(&bank));
         self.last = bank;
         Ok(())
     }
 
-    fn tick(&mut self, duty_log2: u64) -> io::Result<()> {
+    fn tick(&mut self, slots: &Slots, control: &Control) -> io::Result<()> {
         let bank: UdpBank = self.bank.read()?;
         let UdpRow { bytes: [sent, received], datagrams: [sends, receives] } = bank.total;
         // Both directions share a window, so their sum is one total.
-        self.clusters.tick([sent, received, sends.wrapping_add(receives)], duty_log2);
-        self.variances.read(variances(&bank));
+        let totals = [sent, received, sends.wrapping_add(receives)];
+        self.clusters.tick(totals, control.rate(Probe::Udp).duty_log2);
+        self.last.variance = bank.variance;
+        self.draws(slots);
         Ok(())
+    }
+
+    fn draws(&mut self, slots: &Slots) {
+        for (direction, program) in [Program::UdpSend, Program::UdpReceive].into_iter().enumerate() {
+            self.variances[direction].read(Draws {
+                spread: slots.of[program as usize].sampler.spread,
+                count: self.last.variance.datagrams[direction],
+                values: [self.last.variance.bytes[direction]],
+            });
+        }
+    }
+
+    fn variances(&self) -> Vec<(&'static Metric, f64)> {
+        let [sent, received] = &self.variances;
+        let clusters = |n| self.clusters.variance(n);
+        vec![
+            (&metrics::FLOW_SENT, variance(sent.sum(0), BYTES_UNIT, clusters(0))),
+            (&metrics::FLOW_RECEIVED, variance(received.sum(0), BYTES_UNIT, clusters(1))),
+            (&metrics::FLOW_DATAGRAMS, variance(sent.count() + received.count(), 1.0, clusters(2))),
+        ]
     }
 
     fn fills_up(&self, control: &Control) -> bool {
@@ -147,15 +163,6 @@ impl Reader for Udp {
     }
 
     fn describe(&self, _: &Workloads, out: &mut Exposition) {
-        let metrics = [
-            (&metrics::FLOW_SENT, BYTES_UNIT),
-            (&metrics::FLOW_RECEIVED, BYTES_UNIT),
-            (&metrics::FLOW_DATAGRAMS, 1.0),
-        ];
-        for (n, (metric, unit)) in metrics.into_iter().enumerate() {
-            let (variance, clusters) = (self.variances.of(n), self.clusters.variance(n));
-            out.gauge(&metrics::STANDARD_ERROR, &[metric.name], standard_error(variance, unit, clusters));
-        }
         describe_losses(Probe::Udp, &self.last.lost, &[Loss::MapFull], out);
     }
 }

@@ -30,6 +30,11 @@ impl<V: Words> Totals<V> {
         self.rows.retain(|id, _| !gone.contains(id));
     }
 
+    /// The counters of every workload, to change.
+    pub fn rows_mut(&mut self) -> impl Iterator<Item = &mut V> {
+        self.rows.values_mut()
+    }
+
     /// Every workload with its counters.
     pub fn iter(&self) -> impl Iterator<Item = (Id, &V)> {
         self.rows.iter().map(|(id, row)| (*id, row))
