@@ -23,6 +23,8 @@ pub const TARGET: f64 = 0.8;
 /// Share of the budget that hot probes have in any case: when the fixed cost alone is over the target, shedding more of
 /// them would lose what they see and save next to nothing.
 pub const LEAST_HOT: f64 = 0.1;
+/// Share of the budget that a step of shedding must save: a probe without load is left alone, also when the target is out of reach.
+pub const LEAST_SAVING: f64 = 1e-3;
 /// Share of the budget that a plan with one step less shedding must stay below.
 pub const RECOVER: f64 = 0.65;
 /// Ticks in a row in which it must: three seconds.
@@ -161,7 +163,7 @@ impl Controller {
                 let saved = plan - self.plan(cost, &settings);
                 let lost = variance(load, &step) - variance(load, setting);
                 let worth = saved / lost.max(f64::MIN_POSITIVE);
-                if saved > 0.0 && best.as_ref().is_none_or(|(other, _, _)| worth > *other) {
+                if saved > self.budget_cores * LEAST_SAVING && best.as_ref().is_none_or(|(other, _, _)| worth > *other) {
                     best = Some((worth, index, step));
                 }
             }

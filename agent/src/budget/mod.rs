@@ -239,16 +239,16 @@ impl Budget {
         } else {
             self.burst_ratios.remove(&index);
         }
+        let full_runs = of(|slot| slot.full_runs);
         let event_seconds = self.event_seconds.entry(index).or_insert(FULL_RUN_SECONDS);
-        if taken >= 16.0 {
-            // All of the probe's work that is not a mere run is done for the events that it takes.
-            let busy_ns = of(|slot| slot.busy_ns) + of(|slot| slot.full_runs) * FULL_RUN_NS as f64;
-            *event_seconds = busy_ns / taken / NANOS;
+        if full_runs >= 16.0 {
+            *event_seconds = (of(|slot| slot.busy_ns) / full_runs + FULL_RUN_NS as f64) / NANOS;
         }
         Some(Load {
             probe,
             runs: of(|slot| slot.runs) / attached,
-            events: events / attached,
+            // While connections are followed, most of what is done for them is drawn for only once.
+            events: events.max(full_runs) / attached,
             event_seconds: *event_seconds,
             worth: if HOT.contains(&probe) { 1.0 } else { EXACT_WORTH },
         })
