@@ -28,6 +28,9 @@ pub struct Options {
     /// Budgets, as --budget.cpu takes them
     #[arg(long, value_name = "CPU", default_values = ["5m", "10m", "50m"])]
     pub cpu: Vec<String>,
+    /// Without --budget.strict: execs and connections are counted one by one whatever they cost
+    #[arg(long)]
+    pub lax: bool,
     /// Only steps whose name contains this
     #[arg(long, value_name = "WORD", default_value = "", hide_default_value = true)]
     pub only: String,
@@ -59,12 +62,12 @@ pub struct Second {
     pub kernel: f64,
     /// Cores by the kernel's clock of the process and its statistics of the programs.
     pub outside: f64,
-    /// Share of the time for which `udp` and `disk` were attached, at the second's end.
-    pub duty: [f64; 2],
-    /// Share of the events of `udp` and `disk` that were taken, at the second's end.
-    pub ratio: [f64; 2],
-    /// Datagrams, requests.
-    pub guesses: [Guess; 2],
+    /// Share of the time for which each of [`PROBES`] was attached, at the second's end.
+    pub duty: [f64; 4],
+    /// Share of the events of each that were taken, at the second's end.
+    pub ratio: [f64; 4],
+    /// What is said of each kind of event that the agent counts.
+    pub guesses: Guesses,
 }
 
 /// An estimate beside the truth.
@@ -78,6 +81,12 @@ pub struct Guess {
     pub slack: f64,
 }
 
+/// One for each of [`Event::COUNTED`].
+pub type Guesses = [Guess; Event::COUNTED.len()];
+
+/// The probes of these events, in the same order.
+pub const PROBES: [&str; 4] = ["udp", "disk", "process", "tcp"];
+
 /// A run with one budget.
 pub struct Run {
     /// As it was given.
@@ -86,8 +95,8 @@ pub struct Run {
     pub cores: f64,
     /// Its seconds.
     pub seconds: Vec<Second>,
-    /// For each step, its datagrams and requests, asked for after the load makers had ended: nothing is off here.
-    pub steps: Vec<[Guess; 2]>,
+    /// For each step, its guesses when asked for after the load makers had ended: nothing is off here.
+    pub steps: Vec<Guesses>,
 }
 
 impl Second {
@@ -153,7 +162,12 @@ const SETTLED: Duration = Duration::from_millis(1200);
 
 fn with_budget(cpu: &str, steps: &[Step], device: &str, options: &Options) -> Result<Run> {
     let network = Network::new()?;
-    let agent = Agent::start(&[&format!("--budget.cpu={cpu}"), "--debug.program-stats"]);
+    let budget = format!("--budget.cpu={cpu}");
+    let mut flags = vec![budget.as_str(), "--debug.program-stats"];
+    if !options.lax {
+        flags.push("--budget.strict");
+    }
+    let agent = Agent::start(&flags);
     thread::sleep(REST);
     let mut last = Reading::take(&agent)?;
     let cores = last.metrics.one("siskin_budget_cpu_cores", &[]);
@@ -166,7 +180,7 @@ fn with_budget(cpu: &str, steps: &[Step], device: &str, options: &Options) -> Re
     for (index, step) in steps.iter().enumerate() {
         let crew = Crew::start(&network, &step.jobs, &[]);
         let begin = Instant::now();
-        let quiet = (last.datagrams(), last.ios(device));
+        let quiet = Event::COUNTED.map(|(event, _)| last.estimate(event, device).unwrap_or_default());
         let mut asked = Asked { early: [0; Event::ALL.len()], late: [0; Event::ALL.len()] };
         for number in 1..=(options.seconds.round() as u64).max(2) {
             thread::sleep((begin + Duration::from_secs(number)).saturating_duration_since(Instant::now()));
@@ -184,16 +198,16 @@ fn with_budget(cpu: &str, steps: &[Step], device: &str, options: &Options) -> Re
         // The agent accounts for the error of a share of the time when its own second ends.
         thread::sleep(SETTLED);
         last = Reading::take(&agent)?;
-        let of = |event: Event, estimate: Estimate| Guess {
-            truth: made[event as usize] as f64,
-            estimate,
-            slack: 0.0,
-        };
-        let guesses = [
-            of(Event::Datagram, last.datagrams().since(quiet.0)),
-            of(Event::Io, last.ios(device).since(quiet.1)),
-        ];
-        for (what, guess) in ["datagrams", "requests"].iter().zip(&guesses).filter(|(_, it)| it.truth > 0.0) {
+        let guesses: Guesses = std::array::from_fn(|index| {
+            let (event, _) = Event::COUNTED[index];
+            Guess {
+                truth: made[event as usize] as f64,
+                estimate: last.estimate(event, device).unwrap_or_default().since(quiet[index]),
+                // Load makers open a few connections to each other to begin and to end.
+                slack: if event == Event::Connection { IN_FLIGHT } else { 0.0 },
+            }
+        });
+        for ((_, what), guess) in Event::COUNTED.iter().zip(&guesses).filter(|(_, it)| it.truth > 0.0) {
             let Guess { truth, estimate: Estimate { total, error }, .. } = guess;
             say(&format!("{:<13} at rest: {truth:.0} {what}, estimate {total:.0} ({error:.0})", step.label));
         }
@@ -235,16 +249,20 @@ fn second(
 ) -> Second {
     let time = (now.at - before.at).as_secs_f64();
     let made = |kind: usize| asked.middle(kind) - asked_before.middle(kind);
-    let guess = |event: Event, estimate| Guess {
-        truth: made(event as usize),
-        estimate,
-        // A load maker counts after the fact: what each of them was at may be missing.
-        slack: asked.slack(event as usize) + asked_before.slack(event as usize) + IN_FLIGHT,
+    let guess = |index: usize| {
+        let (event, _) = Event::COUNTED[index];
+        let of = |reading: &Reading| reading.estimate(event, device).unwrap_or_default();
+        Guess {
+            truth: made(event as usize),
+            estimate: of(now).since(of(before)),
+            // A load maker counts after the fact: what each of them was at may be missing.
+            slack: asked.slack(event as usize) + asked_before.slack(event as usize) + IN_FLIGHT,
+        }
     };
     let ((user, kernel), (user_before, kernel_before)) = (now.meter(), before.meter());
     let process = now.process_seconds - before.process_seconds;
     let programs = now.statistics_seconds() - before.statistics_seconds();
-    let of_both = |name| ["udp", "disk"].map(|probe| now.of_probe(name, probe));
+    let of_each = |name| PROBES.map(|probe| now.of_probe(name, probe));
     Second {
         step,
         second: number,
@@ -253,11 +271,8 @@ fn second(
         user: (user - user_before) / time,
         kernel: (kernel - kernel_before) / time,
         outside: (process + programs) / time,
-        duty: of_both("siskin_budget_duty_ratio"),
-        ratio: of_both("siskin_sampling_ratio"),
-        guesses: [
-            guess(Event::Datagram, now.datagrams().since(before.datagrams())),
-            guess(Event::Io, now.ios(device).since(before.ios(device))),
-        ],
+        duty: of_each("siskin_budget_duty_ratio"),
+        ratio: of_each("siskin_sampling_ratio"),
+        guesses: std::array::from_fn(guess),
     }
 }

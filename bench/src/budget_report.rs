@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use crate::{
     budget::{Guess, Options, Run, Second, Step},
+    crew::Event,
     stats::quantile,
     table::Table,
 };
@@ -14,7 +15,7 @@ const AIM: f64 = 1.1;
 /// The head over the lines of [`line()`].
 pub fn line_head() -> String {
     format!(
-        "{:<13} {:>2} {:>9} {:>7} {:>6} {:>7} {:>7} | {:>6} {:>6} {:>6} {:>7} {:>5} | {:>9} {:>9} | {:>21} {:>21}",
+        "{:<13} {:>2} {:>9} {:>7} {:>6} {:>7} {:>7} | {:>6} {:>6} {:>6} {:>7} {:>5} | {:>9} {:>9} {:>9} {:>9} | off (se)",
         "step",
         "s",
         "dgram/s",
@@ -29,8 +30,8 @@ pub fn line_head() -> String {
         "ratio",
         "udp N,D",
         "disk N,D",
-        "dgrams off (se)",
-        "ios off (se)",
+        "exec N,D",
+        "tcp N,D",
     )
 }
 
@@ -38,17 +39,17 @@ pub fn line_head() -> String {
 pub fn line(second: &Second, step: &Step, budget: f64) -> String {
     let [datagrams, ios, execs, connections, exchanges] = second.rates;
     let sampled = |probe: usize| format!("{:.0},{:.0}", 1.0 / second.ratio[probe], 1.0 / second.duty[probe]);
-    let off = |guess: &Guess| {
+    let off = |((_, what), guess): (&(Event, &str), &Guess)| {
         let percent = |value: f64| 100.0 * value / guess.truth;
-        if guess.truth == 0.0 {
-            return "-".to_owned();
-        }
         let estimate = guess.estimate;
-        format!("{:+.2}% ({:.2}%)", percent(estimate.total - guess.truth), percent(estimate.error))
+        (guess.truth > 0.0).then(|| {
+            format!("{what} {:+.2}% ({:.2}%)", percent(estimate.total - guess.truth), percent(estimate.error))
+        })
     };
+    let offs: Vec<_> = Event::COUNTED.iter().zip(&second.guesses).filter_map(off).collect();
     format!(
         "{:<13} {:>2} {datagrams:>9.0} {ios:>7.0} {execs:>6.0} {connections:>7.0} {exchanges:>7.0} | {:>6.2} {:>6.2} {:>6.2} \
-         {:>7.2} {:>5.2} | {:>9} {:>9} | {:>21} {:>21}",
+         {:>7.2} {:>5.2} | {:>9} {:>9} {:>9} {:>9} | {}",
         step.label,
         second.second,
         second.user * 1e3,
@@ -58,8 +59,9 @@ pub fn line(second: &Second, step: &Step, budget: f64) -> String {
         second.meter() / budget,
         sampled(0),
         sampled(1),
-        off(&second.guesses[0]),
-        off(&second.guesses[1]),
+        sampled(2),
+        sampled(3),
+        offs.join(", "),
     )
 }
 
@@ -76,7 +78,8 @@ pub fn report(runs: &[Run], steps: &[Step], machine: &str, options: &Options) ->
         "first seconds' max",
         "within +10%",
     ]);
-    let mut truths = Table::new(&["budget, m", "asked", "datagrams", "requests"]);
+    let kinds = Event::COUNTED.map(|(_, what)| what);
+    let mut truths = Table::new(&["budget, m", "asked", kinds[0], kinds[1], kinds[2], kinds[3]]);
     let mut verdicts = String::new();
     for run in runs {
         for (by, cost) in [("meter", Second::meter as fn(&Second) -> f64), ("outside", |it| it.outside)] {
@@ -105,13 +108,16 @@ pub fn report(runs: &[Run], steps: &[Step], machine: &str, options: &Options) ->
         let seconds = |kind: usize| share(run.seconds.iter().map(|second| second.guesses[kind]));
         let steps_share = |kind: usize| share(run.steps.iter().map(|step| step[kind]));
         let budget = || format!("{:.0}", run.cores * 1e3);
-        truths.row([budget(), "every second, while loaded".to_owned(), seconds(0), seconds(1)]);
-        truths.row([budget(), "after every step, at rest".to_owned(), steps_share(0), steps_share(1)]);
+        let row = |asked: &str, of: &dyn Fn(usize) -> String| {
+            [budget(), asked.to_owned(), of(0), of(1), of(2), of(3)]
+        };
+        truths.row(row("every second, while loaded", &seconds));
+        truths.row(row("after every step, at rest", &steps_share));
         verdicts.push_str(&verdict(run, steps));
     }
     format!(
         "## Cost against budget, estimates against truth (`cargo xtask bench budget`)\n\n{machine}\n\
-         Load in steps of {:.0} s: {}. The agent is scraped every second, which it pays for. Cost in \
+         Load in steps of {:.0} s: {}. {} The agent is scraped every second, which it pays for. Cost in \
          millicores of single seconds, counted from the second after each step; the first second of each step stands apart. \
          *meter* is what the agent says of itself (`siskin_cpu_seconds_total`); *outside* is the kernel's clock of its process \
          and the kernel's statistics of its programs, which leave out the tracepoints' dispatch and cost every run two readings of a \
@@ -121,6 +127,11 @@ pub fn report(runs: &[Run], steps: &[Step], machine: &str, options: &Options) ->
          made during the scrape.\n\n{truths}",
         options.seconds,
         steps.iter().map(|step| step.label).collect::<Vec<_>>().join(", "),
+        if options.lax {
+            "Without --budget.strict: execs and connections are counted one by one, whatever they cost."
+        } else {
+            "With --budget.strict: execs and connections are drawn too when they cost too much."
+        },
     )
 }
 

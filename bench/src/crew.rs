@@ -92,6 +92,13 @@ pub enum Event {
 impl Event {
     /// Every kind.
     pub const ALL: [Self; 5] = [Self::Datagram, Self::Io, Self::Exec, Self::Connection, Self::Exchange];
+    /// Those that the agent counts, and what they are called.
+    pub const COUNTED: [(Self, &str); 4] = [
+        (Self::Datagram, "datagrams"),
+        (Self::Io, "requests"),
+        (Self::Exec, "execs"),
+        (Self::Connection, "connections"),
+    ];
 }
 
 impl Job {

@@ -20,6 +20,8 @@ use crate::crew::{Job, Shared};
 const PAYLOAD: usize = 64;
 /// Bytes of the loop device that are read and written.
 pub const DISK_BYTES: u64 = 64 << 20;
+/// The name of the program that exec loads start.
+pub const TINY: &str = "tiny";
 /// How long a load maker waits for its peer before it looks whether it is to stop.
 const PATIENCE: Duration = Duration::from_millis(100);
 
@@ -201,7 +203,7 @@ impl TinyProgram {
 
     /// Where it is.
     pub fn path(&self) -> PathBuf {
-        self.folder.join("tiny")
+        self.folder.join(TINY)
     }
 }
 

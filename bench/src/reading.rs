@@ -6,8 +6,9 @@ use anyhow::{Context as _, Result};
 use siskin_tests::{agent::Agent, metrics::Metrics};
 
 use crate::{
-    crew::{FIRST_PORT, LAST_PORT},
+    crew::{Event, FIRST_PORT, LAST_PORT},
     empty::Counted,
+    jobs::TINY,
 };
 
 /// Programs that the process runs by its own system calls, so that their time is the process's already.
@@ -79,9 +80,29 @@ impl Reading {
         self.metrics.sum(name, &[("probe", probe)])
     }
 
-    /// The datagrams of the loads.
-    pub fn datagrams(&self) -> Estimate {
-        let name = "siskin_flow_datagrams_total";
+    /// What it says of the events of the loads, `device` being what the disk loads use; `None` for events that it does not count.
+    pub fn estimate(&self, event: Event, device: &str) -> Option<Estimate> {
+        Some(match event {
+            Event::Datagram => self.of_flows("siskin_flow_datagrams_total"),
+            Event::Io => Estimate {
+                total: self.metrics.sum("siskin_disk_io_seconds_count", &[("device", device)]),
+                error: self.error("siskin_workload_disk_ios_total"),
+            },
+            Event::Exec => Estimate {
+                total: self.metrics.sum("siskin_process_comm_execs_total", &[("comm", TINY)]),
+                error: self.error("siskin_process_comm_execs_total"),
+            },
+            Event::Connection => {
+                // Both ends are here.
+                let Estimate { total, error } = self.of_flows("siskin_flow_connections_total");
+                Estimate { total: total / 2.0, error: error / 2.0 }
+            }
+            Event::Exchange => return None,
+        })
+    }
+
+    /// A metric's total over the flows of the loads.
+    fn of_flows(&self, name: &str) -> Estimate {
         let is_ours = |labels: &[(String, String)]| {
             let port = labels.iter().find(|(label, _)| label == "port");
             let port = port.and_then(|(_, port)| port.parse::<u16>().ok());
@@ -89,12 +110,6 @@ impl Reading {
         };
         let flows = self.metrics.find(name, &[]).filter(|sample| is_ours(&sample.labels));
         Estimate { total: flows.map(|sample| sample.value).sum(), error: self.error(name) }
-    }
-
-    /// The requests of a device.
-    pub fn ios(&self, device: &str) -> Estimate {
-        let total = self.metrics.sum("siskin_disk_io_seconds_count", &[("device", device)]);
-        Estimate { total, error: self.error("siskin_workload_disk_ios_total") }
     }
 
     fn error(&self, metric: &str) -> f64 {

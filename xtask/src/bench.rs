@@ -62,6 +62,9 @@ pub struct Options {
     /// A budget to measure, as --budget.cpu takes it; may be given several times (budget)
     #[arg(long, value_name = "CPU")]
     cpu: Vec<String>,
+    /// Without --budget.strict (budget)
+    #[arg(long)]
+    lax: bool,
     /// Measure this agent instead of building one
     #[arg(long, value_name = "FILE")]
     agent: Option<PathBuf>,
@@ -96,6 +99,9 @@ pub fn bench(toolchain: &Toolchain, options: &Options) -> Result<()> {
     }
     for cpu in &options.cpu {
         command.args(["--cpu", cpu]);
+    }
+    if options.lax {
+        command.arg("--lax");
     }
     match options.bench {
         Bench::Probes => command.arg("--empty-object").arg(empty),
