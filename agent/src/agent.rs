@@ -160,7 +160,7 @@ fn start(flags: &Run) -> anyhow::Result<State> {
         (None, Some(file)) => Some(cores::read(file).map_err(anyhow::Error::msg)?),
         (None, None) => Some(flags.cpu),
     };
-    let budget = Budget::new(meter, cores, flags.strict, &running, cpus);
+    let budget = Budget::new(meter, cores, flags.cpu_strict, &running, cpus);
     if let Some(period) = flags.sampling_period {
         let rate = Rate { period_log2: period.ilog2().into(), ..Rate::default() };
         for probe in [Probe::Disk, Probe::Udp] {

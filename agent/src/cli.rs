@@ -72,7 +72,7 @@ pub struct Run {
     /// Keep the CPU budget also when the events that are counted one by one are what exceeds it: draw execs, forks, exits and
     /// connections then too, and detach their programs for a share of the time
     #[arg(long = "budget.strict")]
-    pub strict: bool,
+    pub cpu_strict: bool,
 
     /// Which probes run
     #[command(flatten)]
