@@ -3,24 +3,22 @@
 use std::{io, os::fd::AsFd as _, path::PathBuf, sync::Arc};
 
 use anyhow::{Context as _, anyhow, bail};
-use siskin_ebpf::{Probe, Rate, Slots, map};
+use siskin_ebpf::{PROBES, Probe, Rate, Slots, map};
 use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
-    time::{Instant, MissedTickBehavior, interval_at, sleep_until},
+    sync::watch,
+    task::JoinSet,
 };
 
 use crate::{
-    budget::{
-        Budget, cores,
-        meter::Meter,
-        windows::{TICK, Windows},
-    },
+    budget::{Budget, cores, meter::Meter},
     cli::{Paths, Run, Sizes},
     collect::{Collector, State, Wanted},
     flows::FlowTable,
     http::{self, Site},
     kernel::{
+        attachment::Attachment,
         hook::{HookState, State as Became},
         loader::{Kernel, Request, possible_cpus},
         privileges,
@@ -28,6 +26,7 @@ use crate::{
         sys,
     },
     probes,
+    ticks::{blocking, keep_attached, tick},
     workload::{Workloads, notes::Notes},
 };
 
@@ -38,8 +37,9 @@ use crate::{
 pub fn run(flags: &Run) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        // Readings take turns behind one lock; a second thread waits for the lock so that scrapes share a reading.
-        .max_blocking_threads(2)
+        // Readings take turns behind one lock: one thread reads, a second one waits so that scrapes share a reading. Each probe may
+        // wait to be attached.
+        .max_blocking_threads(2 + PROBES)
         .build()
         .context("cannot start the runtime")?;
     runtime.block_on(serve(flags))
@@ -62,7 +62,8 @@ async fn serve(flags: &Run) -> anyhow::Result<()> {
     } else {
         None
     };
-    let state = start(flags)?;
+    let (state, attachments) = start(flags)?;
+    let control = Arc::clone(&state.kernel.control);
     give_back_memory();
     let site = Site {
         collector: Collector::new(state, flags.min_interval),
@@ -71,7 +72,12 @@ async fn serve(flags: &Run) -> anyhow::Result<()> {
     let site = Arc::new(site);
     tracing::info!("serving on http://{address}{}", flags.telemetry_path);
 
-    let ticker = tokio::spawn(tick(Arc::clone(&site)));
+    let (tell, settings) = watch::channel(site.collector.settings());
+    let mut tasks = JoinSet::new();
+    tasks.spawn(tick(Arc::clone(&site), tell));
+    for attachment in attachments {
+        tasks.spawn(keep_attached(Arc::clone(&site), Arc::clone(&control), attachment, settings.clone()));
+    }
     if let Some(file) = flags.cpu_file.clone() {
         tokio::spawn(reload(Arc::clone(&site), file, hangup));
     }
@@ -83,7 +89,7 @@ async fn serve(flags: &Run) -> anyhow::Result<()> {
         tracing::info!("{signal}: detaching and leaving");
     };
     let served = http::run(listener, site, shutdown).await.context("the server broke");
-    ticker.abort();
+    tasks.abort_all();
     served
 }
 
@@ -116,7 +122,7 @@ pub fn load(enabled: &[Probe], sizes: &Sizes, paths: &Paths) -> anyhow::Result<K
 }
 
 /// Loads the programs, attaches them and gives up what privileges are not needed any more.
-fn start(flags: &Run) -> anyhow::Result<State> {
+fn start(flags: &Run) -> anyhow::Result<(State, Vec<Attachment>)> {
     let limits = flags.sizes.limits();
     let enabled = flags.collectors.enabled();
     let mut kernel = load(&enabled, &flags.sizes, &flags.paths)?;
@@ -169,7 +175,8 @@ fn start(flags: &Run) -> anyhow::Result<State> {
     }
     let plans = probes::plans(&limits).into_iter().map(|(_, plan)| plan).collect();
     let wanted = Wanted { plans, memory_limit_bytes: flags.sizes.memory, enabled };
-    Ok(State::new(kernel, readers, workloads, flows, budget, wanted))
+    let attachments = kernel.take_attachments();
+    Ok((State::new(kernel, readers, workloads, flows, budget, wanted), attachments))
 }
 
 /// Logs what is lacking, and what stands in for it.
@@ -197,44 +204,6 @@ fn give_back_memory() {
 
 /// Words of the element of the `control` map.
 const CONTROL_WORDS: usize = size_of::<siskin_ebpf::Control>() / 8;
-
-/// Ends a tick every half second: empties tables that fill up, lets the budget decide, and attaches each probe for the share of the
-/// tick that it may have.
-async fn tick(site: Arc<Site>) {
-    // The first tick ends a whole tick from now.
-    let mut ticks = interval_at(Instant::now() + TICK, TICK);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut windows = Windows::default();
-    // Without a budget nothing stays attached even for the first tick.
-    let mut settings = blocking(&site, Collector::settings).await.unwrap_or_default();
-    loop {
-        for setting in &settings {
-            windows.plan(setting, Instant::now());
-        }
-        while let Some(switch) = windows.take_next() {
-            sleep_until(switch.at).await;
-            let work = move |collector: &Collector| collector.attach(switch.probe, switch.duty_log2);
-            let worked = blocking(&site, work).await.unwrap_or(false);
-            windows.done(&switch, worked, Instant::now());
-        }
-        ticks.tick().await;
-        let next = blocking(&site, |collector| {
-            collector.relieve();
-            collector.tick()
-        });
-        settings = next.await.unwrap_or_default();
-    }
-}
-
-/// Runs work that takes the collector's lock away from the thread that serves.
-async fn blocking<T: Send + 'static>(
-    site: &Arc<Site>,
-    work: impl FnOnce(&Collector) -> T + Send + 'static,
-) -> Option<T> {
-    let site = Arc::clone(site);
-    let done = tokio::task::spawn_blocking(move || work(&site.collector)).await;
-    done.inspect_err(|error| tracing::error!("a reading failed: {error}")).ok()
-}
 
 /// Reads the CPU budget again on SIGHUP.
 async fn reload(site: Arc<Site>, file: PathBuf, mut hangup: Signal) {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use prometheus::{core::Collector as _, process_collector::ProcessCollector, proto::MetricFamily};
-use siskin_ebpf::{Probe, Rate};
+use siskin_ebpf::Probe;
 
 use crate::{
     budget::{Budget, controller::Setting},
@@ -165,34 +165,9 @@ impl Collector {
         self.lock().budget.settings()
     }
 
-    /// Attaches a probe for 1 in 2^`duty_log2` of the time, or detaches it with `None`. Says whether that worked.
-    pub fn attach(&self, probe: Probe, duty_log2: Option<u64>) -> bool {
-        let mut state = self.lock();
-        let State { budget, kernel, workloads, .. } = &mut *state;
-        let result = match duty_log2 {
-            Some(duty_log2) => {
-                // Before the first event: what is taken from now on stands for so much more.
-                kernel.control.set_rate(probe, &Rate { duty_log2, ..kernel.control.rate(probe) });
-                if probe == Probe::Cgroup {
-                    workloads.distrust();
-                }
-                kernel.resume(probe)
-            }
-            None => {
-                if probe == Probe::Tcp {
-                    // Connections that come and go now are not followed.
-                    kernel.control.set_tcp_shed(true);
-                }
-                kernel.pause(probe);
-                Ok(())
-            }
-        };
-        budget.attached(probe, duty_log2.is_some());
-        if let Err(error) = &result {
-            let what = if duty_log2.is_some() { "attach" } else { "detach" };
-            tracing::warn!("cannot {what} probe {}: {error:#}", probe.name());
-        }
-        result.is_ok()
+    /// A probe was attached or detached.
+    pub fn attached(&self, probe: Probe, attached: bool, at: Instant) {
+        self.lock().budget.attached(probe, attached, at);
     }
 
     /// Changes the CPU budget.

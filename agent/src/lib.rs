@@ -16,4 +16,5 @@ pub mod kernel;
 pub mod metrics;
 pub mod page;
 pub mod probes;
+pub mod ticks;
 pub mod workload;

@@ -100,7 +100,8 @@ fn a_storm_of_connections_is_drawn_and_the_living_are_adopted_after_it() {
     let metrics = agent.scrape();
     assert!(was_shed, "nothing was shed in {connections} connections\n{}", agent.log());
     let all = f64::from(connections) + (before.len() + during.len()) as f64;
-    let lost = |metrics: &Metrics| metrics.one("siskin_lost_total", &[("probe", "tcp"), ("reason", "budget")]);
+    let lost =
+        |metrics: &Metrics| metrics.one("siskin_lost_total", &[("probe", "tcp"), ("reason", "budget")]);
     assert!(lost(&metrics) > 0.0, "what is not followed is a loss\n{}", agent.log());
     // Both ends of every connection are ours, and an error is that of both together.
     let clients_and_servers: f64 = opened(&metrics, &cgroup).iter().sum();

@@ -163,7 +163,9 @@ impl Controller {
                 let saved = plan - self.plan(cost, &settings);
                 let lost = variance(load, &step) - variance(load, setting);
                 let worth = saved / lost.max(f64::MIN_POSITIVE);
-                if saved > self.budget_cores * LEAST_SAVING && best.as_ref().is_none_or(|(other, _, _)| worth > *other) {
+                if saved > self.budget_cores * LEAST_SAVING
+                    && best.as_ref().is_none_or(|(other, _, _)| worth > *other)
+                {
                     best = Some((worth, index, step));
                 }
             }

@@ -122,12 +122,13 @@ impl Budget {
     }
 
     /// A probe was attached or detached.
-    pub fn attached(&mut self, probe: Probe, attached: bool) {
+    pub fn attached(&mut self, probe: Probe, attached: bool, at: Instant) {
         let index = probe as usize;
         if attached {
-            self.attached_since.entry(index).or_insert_with(Instant::now);
+            self.attached_since.entry(index).or_insert(at);
         } else if let Some(since) = self.attached_since.remove(&index) {
-            *self.attached_seconds.entry(index).or_default() += since.elapsed().as_secs_f64();
+            *self.attached_seconds.entry(index).or_default() +=
+                at.saturating_duration_since(since).as_secs_f64();
         }
     }
 
@@ -171,13 +172,8 @@ impl Budget {
             let allowance = (rest_seconds / event_seconds / self.cpus / SPENDERS).max(LEAST_ALLOWANCE);
             // 0 is no limit.
             let allowance = if allowance.is_finite() { allowance as u64 } else { 0 };
-            let rate = Rate {
-                period_log2: setting.period_log2,
-                // Changes when the probe is attached for its next window.
-                duty_log2: control.rate(setting.probe).duty_log2,
-                tick: self.tick,
-                allowance,
-            };
+            let rate =
+                Rate { period_log2: setting.period_log2, tick: self.tick, allowance, ..Rate::default() };
             control.set_rate(setting.probe, &rate);
         }
         let line = explain(&before, controller.settings(), budget, &cost);

@@ -120,11 +120,16 @@ impl Control {
         }
     }
 
-    /// Sets how a probe's hot events are sampled. The words change one after the other, which is fine: each event
-    /// gets the weight that it was taken with.
+    /// Sets for which share of the time a probe is attached, as a negative power of two: before the first event of a window, because what
+    /// is taken from now on stands for so much more.
+    pub fn set_duty(&self, probe: Probe, duty_log2: u64) {
+        self.shared().rates[probe as usize][1].store(duty_log2, SeqCst);
+    }
+
+    /// Sets how a probe's events are sampled while it is attached: all of `rate` but the share of the time. The words change one after
+    /// the other, which is fine: each event gets the weight that it was taken with.
     pub fn set_rate(&self, probe: Probe, rate: &Rate) {
-        let [period_log2, duty_log2, tick, allowance] = &self.shared().rates[probe as usize];
-        duty_log2.store(rate.duty_log2, SeqCst);
+        let [period_log2, _, tick, allowance] = &self.shared().rates[probe as usize];
         allowance.store(rate.allowance, SeqCst);
         period_log2.store(rate.period_log2.min(MAX_PERIOD_LOG2), SeqCst);
         tick.store(rate.tick, SeqCst);

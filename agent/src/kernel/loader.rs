@@ -2,22 +2,22 @@
 //! its own series only.
 
 use std::{
-    collections::HashMap,
-    fs, io,
+    fs, io, mem,
     os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use anyhow::{Context as _, anyhow, bail};
 use aya::{
     Btf as AyaBtf, Ebpf, EbpfLoader, Endianness, include_bytes_aligned,
     maps::Map,
-    programs::{Iter as IterProgram, Program as AyaProgram, ProgramError, links::FdLink},
-    sys::SyscallError,
+    programs::{Iter as IterProgram, Program as AyaProgram, ProgramError},
 };
 use siskin_ebpf::{Control as Shared, Probe, Slots, map};
 
 use super::{
+    attachment::Attachment,
     btf::Btf,
     control::Control,
     facts::{self, Facts},
@@ -65,7 +65,7 @@ pub struct Request<'a> {
 pub struct Kernel {
     ebpf: Ebpf,
     /// The map shared with the programs.
-    pub control: Control,
+    pub control: Arc<Control>,
     /// What became of every hook.
     pub hooks: Vec<HookState>,
     /// The programs that are loaded.
@@ -74,7 +74,7 @@ pub struct Kernel {
     pub maps_bytes: u64,
     sysfs: PathBuf,
     iterators: Vec<(&'static str, Iter)>,
-    links: HashMap<&'static str, FdLink>,
+    attachments: Vec<Attachment>,
 }
 
 /// A group with why its cheapest hooks cannot be used, if so.
@@ -135,13 +135,13 @@ impl Kernel {
         control.limit_sockets(request.sockets_limit);
         let mut kernel = Self {
             ebpf,
-            control,
+            control: Arc::new(control),
             hooks: Vec::new(),
             programs: Vec::new(),
             maps_bytes,
             sysfs: request.sysfs.to_owned(),
             iterators: Vec::new(),
-            links: HashMap::new(),
+            attachments: Vec::new(),
         };
         for choice in &choices {
             kernel.attach_group(choice, request.enabled, &facts, &aya_btf);
@@ -195,9 +195,7 @@ impl Kernel {
                     }
                 }
             }
-            Some(ProgramError::SyscallError(SyscallError { io_error, .. }))
-                if io_error.raw_os_error() == Some(ENOTSUPP) =>
-            {
+            _ if errno(&error) == Some(ENOTSUPP) => {
                 State::Unsupported(format!("this kernel attaches nothing to {point}; it needs {remedy}"))
             }
             _ => State::Failed(format!("cannot attach program `{program}`: {error:#}")),
@@ -227,10 +225,14 @@ impl Kernel {
                 self.iterators.push((name, Iter::new(link)));
             }
         }
-        if hook.point.is_event() {
-            self.links.insert(name, link(program)?);
-        }
         let fd = program.fd()?.as_fd().try_clone_to_owned()?;
+        if hook.point.is_event() {
+            let index = self.attachments.iter().position(|of| of.probe == hook.probe).unwrap_or_else(|| {
+                self.attachments.push(Attachment::new(hook.probe));
+                self.attachments.len() - 1
+            });
+            self.attachments[index].add(name, fd.try_clone()?)?;
+        }
         self.programs.push(Program::new(hook.probe, name, fd));
         Ok(())
     }
@@ -254,33 +256,9 @@ impl Kernel {
         Some(self.iterators.swap_remove(index).1)
     }
 
-    /// Detaches the probe's programs from their events; they stay loaded.
-    pub fn pause(&mut self, probe: Probe) {
-        for name in self.event_programs(probe) {
-            // Closing the link detaches.
-            self.links.remove(name);
-        }
-    }
-
-    /// Attaches the programs that [`Self::pause`] detached.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn resume(&mut self, probe: Probe) -> anyhow::Result<()> {
-        for name in self.event_programs(probe) {
-            if !self.links.contains_key(name) {
-                let link = link(program(&mut self.ebpf, name)?)?;
-                self.links.insert(name, link);
-            }
-        }
-        Ok(())
-    }
-
-    fn event_programs(&self, probe: Probe) -> Vec<&'static str> {
-        let attached = self.hooks.iter().filter(|state| {
-            state.hook.probe == probe && state.state == State::Attached && state.hook.point.is_event()
-        });
-        attached.map(|state| state.hook.program).collect()
+    /// Takes out what is attached, probe by probe.
+    pub fn take_attachments(&mut self) -> Vec<Attachment> {
+        mem::take(&mut self.attachments)
     }
 
     /// Whether nothing of a probe is lacking.
@@ -331,19 +309,9 @@ fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut AyaProg
     ebpf.program_mut(name).ok_or_else(|| anyhow!("the object has no program `{name}`; rebuild it"))
 }
 
-/// Attaches a loaded program. It stays attached as long as the link lives.
-fn link(program: &mut AyaProgram) -> anyhow::Result<FdLink> {
-    Ok(match program {
-        AyaProgram::BtfTracePoint(program) => {
-            let id = program.attach()?;
-            program.take_link(id)?.into()
-        }
-        AyaProgram::FExit(program) => {
-            let id = program.attach()?;
-            program.take_link(id)?.into()
-        }
-        _ => bail!(OTHER_KIND),
-    })
+/// What the kernel answered to a call of ours.
+fn errno(error: &anyhow::Error) -> Option<i32> {
+    error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error)
 }
 
 /// What the verifier objects to. Its log ends with statistics; the objection stands above them.

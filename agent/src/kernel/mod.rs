@@ -1,5 +1,6 @@
 //! Everything that touches the kernel's BPF side: BTF, privileges, loading, and reading maps.
 
+pub mod attachment;
 pub mod btf;
 pub mod control;
 pub mod facts;

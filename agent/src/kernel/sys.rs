@@ -131,6 +131,18 @@ pub fn delete(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<()> {
     }
 }
 
+/// Attaches a loaded tracing program to the event that it was loaded for. It stays attached as long as the link is open.
+///
+/// # Errors
+/// `EPERM` without the privilege, `ENOTSUPP` where the kernel cannot attach programs to functions.
+pub fn attach(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let mut attr = attr();
+    // Without a name: the program knows its event.
+    attr.raw_tracepoint.prog_fd = program.as_raw_fd() as u32;
+    // SAFETY: the descriptor is open during the call.
+    unsafe { bpf(bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &mut attr) }.map(owned)
+}
+
 /// Links a loaded iterator program, to the elements of `map` where it visits a map's elements.
 ///
 /// # Errors
