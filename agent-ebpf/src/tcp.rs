@@ -50,11 +50,9 @@ pub fn tcp_state(ctx: BtfTracePointContext) -> i32 {
     let Some(bank) = TCP_BANK.get_ptr_mut(0) else { return 0 };
     trace!(ctx, "tcp state {} to {}", old, new);
     match (old, new) {
-        (_, state::SYN_SENT) => {
-            // When it is not followed now, that is decided when it is established.
-            if sampling::takes_all(slot, Probe::Tcp) {
-                meter::time(slot, || connecting(sk));
-            }
+        // When it is not followed now, that is decided when it is established.
+        (_, state::SYN_SENT) if sampling::takes_all(slot, Probe::Tcp) => {
+            meter::time(slot, || connecting(sk));
         }
         (_, state::CLOSE) => match socket::find(sk) {
             Some(socket) => meter::time(slot, || followed_closed(sk, socket, old, bank)),
