@@ -7,6 +7,7 @@ pub mod agent;
 pub mod capability;
 pub mod cgroup;
 pub mod disk;
+pub mod guest;
 pub mod kubelet;
 pub mod metrics;
 pub mod netns;

@@ -98,6 +98,7 @@ fn every_network_namespace_is_counted() {
             load.ask(format!("send {client} {count}"));
             load.ask(format!("receive {server} {count}"));
             load.ask(format!("send {server} 5"));
+            load.ask(format!("receive {client} 5"));
             load.ask(format!("close {client}"));
             load.ask(format!("close {server}"));
         }
@@ -110,6 +111,31 @@ fn every_network_namespace_is_counted() {
         assert_eq!(flow(&metrics, cgroup, "client", "127.0.0.1", 7000), [up, down, count]);
         assert_eq!(flow(&metrics, cgroup, "server", "127.0.0.1", 7000), [down, up, count]);
     }
+}
+
+#[test]
+fn connections_between_two_network_namespaces_are_counted_at_both_ends() {
+    const COUNT: f64 = 30.0;
+    let (here, there) = (Cgroup::new("near"), Cgroup::new("far"));
+    let agent = Agent::start(&[]);
+    let (mut client, mut server) = (load(&here), load(&there));
+    client.ask("netns");
+    server.ask("netns");
+    client.ask(format!("cable siskin {}", server.pid()));
+    client.ask("address siskin 192.0.2.1");
+    server.ask("address siskin 192.0.2.2");
+    server.ask("listen 192.0.2.2:7000");
+    server.tell(format!("serve 7000 {COUNT} 12345 678"));
+    client.ask(format!("exchange 192.0.2.2:7000 {COUNT} 12345 678"));
+    server.answer();
+    let over = |m: &_| [open(m, &here), open(m, &there)].concat() == [0.0; 4];
+    let metrics = agent.scrape_until(over);
+    assert!(over(&metrics));
+    assert_eq!(opened(&metrics, &here), [COUNT, 0.0]);
+    assert_eq!(opened(&metrics, &there), [0.0, COUNT]);
+    let (up, down) = (COUNT * 12345.0, COUNT * 678.0);
+    assert_eq!(flow(&metrics, &here, "client", "192.0.2.2", 7000), [up, down, COUNT]);
+    assert_eq!(flow(&metrics, &there, "server", "192.0.2.1", 7000), [down, up, COUNT]);
 }
 
 #[test]

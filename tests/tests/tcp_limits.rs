@@ -11,6 +11,7 @@ use std::{
 use siskin_tests::{
     agent::Agent,
     cgroup::Cgroup,
+    guest::is_guest,
     metrics::Metrics,
     tcp::{Load, failed, flow, open, opened, scrape},
 };
@@ -186,15 +187,26 @@ fn three_thousand_short_connections_are_exact_while_scraped() {
     let done = |m: &_| opened(m, &there)[1] == COUNT && [open(m, &here), open(m, &there)] == [[0.0; 2]; 2];
     let last = agent.scrape_until(done);
     assert_no_counter_fell(&before, &last);
-    assert_eq!(opened(&last, &here), [COUNT, 0.0]);
-    assert_eq!(opened(&last, &there), [0.0, COUNT]);
-    assert_eq!(open(&last, &here), [0.0; 2]);
-    assert_eq!(open(&last, &there), [0.0; 2]);
-    assert_eq!(flow(&last, &here, "client", "127.0.0.1", port), [COUNT * 1000.0, 0.0, COUNT]);
-    assert_eq!(flow(&last, &there, "server", "127.0.0.1", port), [0.0, COUNT * 1000.0, COUNT]);
-    assert_eq!(lost(&last, "map_full"), 0.0);
-    assert_eq!(lost(&last, "socket_storage"), 0.0);
-    assert_eq!(lost(&last, "recursion"), 0.0);
+    for reason in ["map_full", "socket_storage"] {
+        assert_eq!(lost(&last, reason), 0.0, "{reason}");
+    }
+    // The kernel passes a program over that is interrupted by itself. An emulated CPU is slow enough for that to happen.
+    let missed = lost(&last, "recursion");
+    assert!(missed == 0.0 || is_guest(), "{missed}");
+    let [up, down] =
+        [flow(&last, &here, "client", "127.0.0.1", port), flow(&last, &there, "server", "127.0.0.1", port)];
+    let counts =
+        [opened(&last, &here)[0], opened(&last, &there)[1], up[2], down[2], up[0] / 1000.0, down[1] / 1000.0];
+    println!("{counts:?}, passed over {missed}");
+    // Whatever is missing was counted as lost.
+    assert!(
+        counts.iter().all(|count| (COUNT - missed..=COUNT).contains(count)),
+        "{counts:?}, passed over {missed}"
+    );
+    assert_eq!([opened(&last, &here)[1], opened(&last, &there)[0], up[1], down[0]], [0.0; 4]);
+    for open in [open(&last, &here), open(&last, &there)].concat() {
+        assert!(open.abs() <= missed, "{open}, passed over {missed}");
+    }
 }
 
 #[test]

@@ -3,6 +3,8 @@
 //!
 //! ```text
 //! netns                          a network namespace of its own, loopback up
+//! cable NAME PID                 to the network namespace of a process; both ends have this name
+//! address NAME ADDRESS           of an interface
 //! sysctl NAME VALUE              net.ipv4.NAME of that namespace
 //! listen ADDRESS                 answers the port
 //! backlog PORT LENGTH            how many connections wait to be accepted, less one
@@ -67,6 +69,8 @@ impl Load {
         let mut words = Words(words);
         match command {
             "netns" => netns::enter_new()?,
+            "cable" => netns::cable(&words.next::<String>()?, words.next()?)?,
+            "address" => netns::address(&words.next::<String>()?, words.next()?)?,
             "sysctl" => netns::set(&words.next::<String>()?, &words.next::<String>()?)?,
             "listen" => {
                 let listener = TcpListener::bind(words.next::<SocketAddr>()?)?;
