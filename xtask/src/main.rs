@@ -18,6 +18,7 @@ mod steps;
 mod tally;
 mod test;
 mod toolchain;
+mod vm;
 mod workspace;
 
 use std::process::ExitCode;
@@ -43,6 +44,8 @@ enum Command {
     Run(run::Options),
     /// Build, then run every test that this machine can run
     Test(test::Options),
+    /// Build, then run the agent and the tests on stock kernels in virtual machines
+    Vm(vm::Options),
     /// Build, then measure what the agent costs on this machine as root
     Bench(bench::Options),
     /// Build the container image
@@ -76,6 +79,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Build(options) => agent::build(&toolchain, &options).map(drop),
         Command::Run(options) => run::run(&toolchain, &options),
         Command::Test(options) => test::test(&toolchain, &options),
+        Command::Vm(options) => vm::vm(&toolchain, &options),
         Command::Bench(options) => bench::bench(&toolchain, &options),
         Command::Image(options) => image::image(&toolchain, &options),
         Command::Container(options) => container::container(&toolchain, &options),

@@ -1,0 +1,197 @@
+//! `cargo xtask vm`: the agent and the kernel tests on stock kernels, each in an emulated machine.
+//!
+//! A kernel is a package of the distribution (`kernel.rs`). Its first file system (`cpio.rs`) has the agent, the test
+//! binaries and `init.sh`, which runs them and says on a serial line how each ended (`guest.rs`). What the agent could do
+//! there (`survey.rs`) is compared with what is committed in `tests/vm` (`report.rs`).
+
+mod cpio;
+mod guest;
+mod host;
+mod kernel;
+mod report;
+mod survey;
+mod tests;
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+
+use self::{
+    guest::{Ended, Outcome, Said},
+    kernel::Kernel,
+    tests::{Rules, Suite, Todo},
+};
+use crate::{
+    agent,
+    steps::{self, step},
+    toolchain::Toolchain,
+};
+
+/// Which kernels and which tests.
+#[derive(Args)]
+pub struct Options {
+    /// A kernel of the matrix, as `6.1`; may be given several times [default: all]
+    #[arg(long = "kernel", value_name = "VERSION")]
+    kernels: Vec<String>,
+    /// How many machines run at once [default: as many as there are CPUs]
+    #[arg(long)]
+    jobs: Option<usize>,
+    /// Write docs/kernels.md and tests/vm/support.txt from what was found on all kernels
+    #[arg(long, conflicts_with_all = ["kernels", "filter"])]
+    write: bool,
+    /// Run only tests whose name, BINARY::NAME, contains one of these
+    #[arg(last = true, value_name = "FILTER")]
+    filter: Vec<String>,
+}
+
+/// What came of a kernel.
+pub struct Outcomes {
+    /// `6.1`.
+    pub series: String,
+    /// What the guest said, or why nothing came of it.
+    pub said: Result<Said>,
+    /// How long it took in all.
+    pub took: Duration,
+}
+
+/// Builds, fetches, boots, prints what was found; fails when anything is not as it should be.
+pub fn vm(toolchain: &Toolchain, options: &Options) -> Result<()> {
+    let start = Instant::now();
+    host::ensure()?;
+    let series: Vec<&str> = match options.kernels.as_slice() {
+        [] => kernel::SERIES.iter().map(|(series, _)| *series).collect(),
+        some => some.iter().map(String::as_str).collect(),
+    };
+    let kernels: Vec<Kernel> = series.into_iter().map(kernel::fetch).collect::<Result<_>>()?;
+    let agent = agent::build(toolchain, &agent::Options::default())?;
+    let suite = Suite::build(toolchain)?;
+    let rules = Rules::read()?;
+    let plans: Vec<Plan> = kernels
+        .iter()
+        .map(|kernel| plan(&suite, &rules, &options.filter, &kernel.series))
+        .collect::<Result<_>>()?;
+    let kvm = host::has_kvm();
+    let accelerator = if kvm { "kvm" } else { "tcg,thread=multi" };
+    let jobs = options
+        .jobs
+        .map_or_else(|| thread::available_parallelism().map_or(1, usize::from), |jobs| jobs.max(1));
+    let what = format!(
+        "running {} tests on {} kernels, {jobs} at a time, {}",
+        plans.iter().map(|plan| plan.todo.lines().count()).sum::<usize>(),
+        kernels.len(),
+        if kvm { "with KVM" } else { "emulated: KVM does not work here" },
+    );
+    let outcomes = step(&what, || {
+        let boot = |index: usize| {
+            let (kernel, plan) = (&kernels[index], &plans[index]);
+            let heard = |ended: &Ended| steps::say(&progress(&kernel.series, ended));
+            guest::run(kernel, &suite, &plan.todo, &agent, accelerator, heard)
+        };
+        Ok(all(&kernels, jobs, boot))
+    })?;
+
+    let left = left(&plans);
+    for line in &left {
+        println!("not run: {line}");
+    }
+    print!("{}", report::table(&outcomes));
+    let mut wrong = report::failures(&outcomes);
+    if plans.iter().all(|plan| plan.todo.is_empty()) {
+        wrong.push("no test ran".to_owned());
+    }
+    if options.write && wrong.is_empty() {
+        report::write(&outcomes, &left)?;
+    }
+    wrong.extend(report::differences(&outcomes)?);
+    for line in &wrong {
+        println!("wrong: {line}");
+    }
+    println!(
+        "elapsed {:.0} s, {} kernels, {} wrong",
+        start.elapsed().as_secs_f64(),
+        outcomes.len(),
+        wrong.len()
+    );
+    if !wrong.is_empty() {
+        bail!("the kernels are not as they should be (see `wrong` above)");
+    }
+    Ok(())
+}
+
+/// What a guest is to do.
+struct Plan {
+    series: String,
+    /// A line for each test: what it needs, its binary, its name.
+    todo: String,
+    /// The tests that are left out, with the reason.
+    left: Vec<(String, String)>,
+}
+
+fn plan(suite: &Suite, rules: &Rules, filter: &[String], series: &str) -> Result<Plan> {
+    let mut plan = Plan { series: series.to_owned(), todo: String::new(), left: Vec::new() };
+    for (test, binary) in suite.tests(filter) {
+        match rules.todo(&test, series)? {
+            Todo::Run(needs) => plan.todo.push_str(&format!("{needs} {} {test}\n", binary.display())),
+            Todo::Leave(reason) => plan.left.push((test, reason.to_owned())),
+        }
+    }
+    Ok(plan)
+}
+
+/// The tests that are left out, on which kernels and why.
+fn left(plans: &[Plan]) -> Vec<String> {
+    let mut kernels: BTreeMap<&(String, String), Vec<&str>> = BTreeMap::new();
+    for plan in plans {
+        for left in &plan.left {
+            kernels.entry(left).or_default().push(&plan.series);
+        }
+    }
+    let line = |((test, reason), on): (&(String, String), Vec<&str>)| {
+        format!("{test} on {}: {reason}", on.join(", "))
+    };
+    kernels.into_iter().map(line).collect()
+}
+
+/// Boots every kernel, some at a time, in the order given.
+fn all(kernels: &[Kernel], jobs: usize, boot: impl Fn(usize) -> Result<Said> + Sync) -> Vec<Outcomes> {
+    let next = AtomicUsize::new(0);
+    let done = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for _ in 0..jobs.min(kernels.len()) {
+            scope.spawn(|| {
+                loop {
+                    let index = next.fetch_add(1, Relaxed);
+                    let Some(kernel) = kernels.get(index) else { return };
+                    let begin = Instant::now();
+                    let said = boot(index).with_context(|| format!("kernel {}", kernel.series));
+                    let outcomes = Outcomes { series: kernel.series.clone(), said, took: begin.elapsed() };
+                    done.lock().unwrap_or_else(PoisonError::into_inner).push((index, outcomes));
+                }
+            });
+        }
+    });
+    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    done.sort_by_key(|(index, _)| *index);
+    done.into_iter().map(|(_, outcomes)| outcomes).collect()
+}
+
+fn progress(series: &str, ended: &Ended) -> String {
+    let Ended { test, outcome, took } = ended;
+    let seconds = took.as_secs_f64();
+    match outcome {
+        Outcome::Passed => format!("{series:<5} passed {seconds:5.1} s  {test}"),
+        Outcome::Unsupported(lacks) => format!("{series:<5} unsupported     {test}: needs {lacks}"),
+        Outcome::Failed(status, printed) => {
+            format!("{series:<5} FAILED {seconds:5.1} s  {test}: {status}\n{printed}")
+        }
+    }
+}
