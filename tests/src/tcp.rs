@@ -31,11 +31,6 @@ impl Load {
         Self { child, commands, answers }
     }
 
-    /// Its process id.
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     /// Moves the load maker to a cgroup. Sockets that it has stay with the one that they were made in.
     ///
     /// # Panics

@@ -3,7 +3,7 @@
 //! ```text
 //! btf BYTES            of the kernel's types
 //! check JSON           the report of `siskin check --json` as root
-//! have NAME            a probe that does its work, or a hook that is attached
+//! have NAME            a probe that does its work, a hook that is attached, or `all` when every probe does its work
 //! privileges NAMES     the fewest capabilities with which that report is the same
 //! ```
 
@@ -23,8 +23,12 @@ fn main() {
     println!("btf {}", fs::metadata("/sys/kernel/btf/vmlinux").expect("the kernel has BTF").len());
     let report = check();
     println!("check {report}");
+    let works = |probe: &&Value| ["ok", "limited"].contains(&text(&probe["state"]));
+    if list(&report["probes"]).iter().all(|probe| works(&probe)) {
+        println!("have all");
+    }
     for probe in list(&report["probes"]) {
-        if ["ok", "limited"].contains(&text(&probe["state"])) {
+        if works(&probe) {
             println!("have {}", text(&probe["probe"]));
         }
         for hook in list(&probe["hooks"]).iter().filter(|hook| hook["state"] == "attached") {

@@ -181,6 +181,17 @@ mod unit {
     }
 
     #[test]
+    fn every_test_file_has_a_rule() -> Result<()> {
+        let rules = Rules::read()?;
+        for entry in fs::read_dir(workspace::path("tests/tests"))? {
+            let file = entry?.path();
+            let name = file.file_stem().context("a name")?.to_string_lossy().into_owned();
+            rules.todo(&format!("{name}::any"), "6.1")?;
+        }
+        Ok(())
+    }
+
+    #[test]
     fn refuses_rules_without_needs_or_reasons() {
         for text in ["tcp", "tcp not-run", "tcp not-run@6.1", "tcp tcp because"] {
             assert!(Rules::parse(text).is_err(), "{text}");
