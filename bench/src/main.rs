@@ -5,6 +5,7 @@
 
 mod budget;
 mod budget_report;
+mod cgroups;
 mod chart;
 mod crew;
 mod empty;
@@ -35,6 +36,8 @@ enum Bench {
     Budget(budget::Options),
     /// Throughput of workloads with and without the agent
     Workload(workload::Options),
+    /// Cgroups that come and go, and many that are there
+    Cgroups(cgroups::Options),
 }
 
 fn main() -> Result<()> {
@@ -42,6 +45,7 @@ fn main() -> Result<()> {
         Bench::Probes(options) => probes::run(&options)?,
         Bench::Budget(options) => budget::run(&options)?,
         Bench::Workload(options) => workload::run(&options)?,
+        Bench::Cgroups(options) => cgroups::run(&options)?,
     };
     print!("{report}");
     Ok(())

@@ -33,17 +33,20 @@ enum Bench {
     Budget,
     /// Throughput of workloads with and without the agent
     Workload,
+    /// Cgroups that come and go, and many that are there
+    Cgroups,
 }
 
 impl Bench {
     /// In the order of the page.
-    const ALL: [Self; 3] = [Self::Probes, Self::Budget, Self::Workload];
+    const ALL: [Self; 4] = [Self::Probes, Self::Budget, Self::Workload, Self::Cgroups];
 
     fn name(self) -> &'static str {
         match self {
             Self::Probes => "probes",
             Self::Budget => "budget",
             Self::Workload => "workload",
+            Self::Cgroups => "cgroups",
         }
     }
 }
@@ -106,7 +109,7 @@ pub fn bench(toolchain: &Toolchain, options: &Options) -> Result<()> {
     match options.bench {
         Bench::Probes => command.arg("--empty-object").arg(empty),
         Bench::Budget => command.arg("--svg").arg(&chart),
-        Bench::Workload => &mut command,
+        Bench::Workload | Bench::Cgroups => &mut command,
     };
     let report = step(&format!("measuring {}", options.bench.name()), || steps::capture(&mut command))?;
     print!("{report}");
