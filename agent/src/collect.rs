@@ -121,6 +121,8 @@ impl Collector {
             Ok(slots) => readers.iter_mut().for_each(|reader| reader.draws(slots)),
             Err(error) => tracing::warn!("cannot read what the programs cost: {error}"),
         }
+        // Not beside the new one: with many series each takes megabytes.
+        state.last = None;
         let snapshot = Arc::new(state.describe());
         state.workloads.described();
         state.last = Some((Instant::now(), Arc::clone(&snapshot)));
@@ -186,10 +188,7 @@ impl State {
     fn read(&mut self, wanted: impl Fn(bool) -> bool) {
         let mut all = !self.readers.is_empty();
         self.workloads.begin();
-        let gone = self.workloads.retire(&self.flows.workloads());
-        for reader in &mut self.readers {
-            reader.forget(&gone);
-        }
+        self.workloads.retire(&self.flows.workloads());
         for reader in &mut self.readers {
             if !wanted(reader.fills_up(&self.kernel.control)) {
                 all = false;
@@ -204,6 +203,10 @@ impl State {
                 tracing::warn!("cannot read probe {name}: {error}");
             }
             self.readings.insert(name, reading);
+        }
+        let gone = self.workloads.retired();
+        if !gone.is_empty() {
+            self.readers.iter_mut().for_each(|reader| reader.forget(&gone));
         }
         if all {
             self.workloads.forget_gone();

@@ -333,15 +333,15 @@ fn done(bytes: usize, result: isize) -> io::Result<()> {
 }
 
 /// A cgroup that disk I/O is charged to: of the v1 hierarchy of `blkio` where the machine has that, else of cgroup2 with
-/// its controller `io`.
+/// its controllers `io` and `memory`, by which the kernel knows who wrote a page.
 #[derive(Debug)]
 pub struct IoCgroup {
     /// The cgroup.
     pub cgroup: Cgroup,
     /// Where this process goes back to.
     home: PathBuf,
-    /// Where the controller is to be turned off again.
-    turned_on: Option<PathBuf>,
+    /// Where controllers are to be turned off again, and which.
+    turned_on: Vec<(PathBuf, &'static str)>,
 }
 
 impl IoCgroup {
@@ -354,16 +354,23 @@ impl IoCgroup {
         if v1.join("cgroup.procs").exists() {
             let container = format!("/siskin-test-{name}-{}", std::process::id());
             let cgroup = Cgroup::under(v1, &container);
-            return Self { cgroup, home: v1.join(own_path("blkio")), turned_on: None };
+            return Self { cgroup, home: v1.join(own_path("blkio")), turned_on: Vec::new() };
         }
         let control = unified().join("cgroup.subtree_control");
         let controllers = fs::read_to_string(&control).expect("the root's controllers");
-        let is_on = controllers.split_whitespace().any(|controller| controller == "io");
-        if !is_on {
-            fs::write(&control, "+io").expect("the machine charges disk I/O to cgroups");
-        }
+        let is_off = |wanted: &&str| controllers.split_whitespace().all(|controller| controller != *wanted);
+        let turned_on = ["io", "memory"].into_iter().filter(is_off).map(|controller| {
+            fs::write(&control, format!("+{controller}")).expect("the machine charges disk I/O to cgroups");
+            (control.clone(), controller)
+        });
+        let turned_on = turned_on.collect();
         let home = unified().join(own_path(""));
-        Self { cgroup: Cgroup::new(name), home, turned_on: (!is_on).then_some(control) }
+        Self { cgroup: Cgroup::new(name), home, turned_on }
+    }
+
+    /// Whether the kernel charges a page that is written back to who wrote it: cgroup v1 charges who submits the request.
+    pub fn knows_who_wrote(&self) -> bool {
+        self.cgroup.path().join("memory.stat").exists()
     }
 
     /// Runs `work` with this process in the cgroup.
@@ -386,9 +393,9 @@ impl IoCgroup {
 
 impl Drop for IoCgroup {
     fn drop(&mut self) {
-        if let Some(control) = &self.turned_on {
+        for (control, controller) in &self.turned_on {
             // Whoever uses it by now keeps it.
-            let _ = fs::write(control, "-io");
+            let _ = fs::write(control, format!("-{controller}"));
         }
     }
 }

@@ -374,9 +374,15 @@ impl Workloads {
         self.series.described();
     }
 
-    /// Lets go of workloads that are gone, but for those in `used`; their counters are to go too.
-    pub fn retire(&mut self, used: &HashSet<Id>) -> HashSet<Id> {
-        self.series.retire(used)
+    /// Lets workloads leave that are gone, but for those in `used`: now those that are gone long enough, and others until the next
+    /// call when their place is needed.
+    pub fn retire(&mut self, used: &HashSet<Id>) {
+        self.series.retire(used);
+    }
+
+    /// The workloads that left since the last call: their counters are to leave too.
+    pub fn retired(&mut self) -> HashSet<Id> {
+        self.series.retired()
     }
 
     /// The number of the workload with these labels; [`Id::UNKNOWN`] when there are too many.

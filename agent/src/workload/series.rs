@@ -5,7 +5,7 @@
 //! burst. One that lives keeps its place, so no series goes back; what finds none is unknown, and counted as lost.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
     time::{Duration, Instant},
 };
 
@@ -36,6 +36,9 @@ pub struct Series {
     reading: u64,
     now: Instant,
     described: u64,
+    /// Those that may leave when a place is needed, the one that did nothing for longest first.
+    may_go: VecDeque<Id>,
+    retired: HashSet<Id>,
     /// Times that a workload found no place.
     pub refused: u64,
 }
@@ -52,6 +55,8 @@ impl Series {
             reading: 0,
             now: Instant::now(),
             described: 0,
+            may_go: VecDeque::new(),
+            retired: HashSet::new(),
             refused: 0,
         }
     }
@@ -83,14 +88,14 @@ impl Series {
 
     /// The workload with these labels, which does something now; [`Id::UNKNOWN`] when there is no place for it.
     pub fn intern(&mut self, labels: &Labels) -> Id {
-        let id = match self.by_labels.get(labels) {
-            Some(id) => *id,
+        let id = match self.by_labels.get(labels).copied() {
+            Some(id) => id,
             None if *labels == self.unknown => Id::UNKNOWN,
-            None if self.of.len() >= self.max => {
+            None if self.make_room() => self.insert(labels),
+            None => {
                 self.refused += 1;
                 Id::UNKNOWN
             }
-            None => self.insert(labels),
         };
         self.touch(id);
         id
@@ -131,28 +136,48 @@ impl Series {
         self.of.get(&id).map_or(&self.unknown, |workload| &workload.labels)
     }
 
-    /// Lets go of workloads that are gone, but for those in `used`: nothing was added to them since they were last served. Those
-    /// that are remembered long enough, and when places are short also the ones that did nothing for longest.
-    pub fn retire(&mut self, used: &HashSet<Id>) -> HashSet<Id> {
-        let served = |workload: &Workload| workload.cgroups == 0 && workload.active <= self.described;
+    /// Lets go of workloads that are gone long enough, and notes which others may go when their place is needed: those that are
+    /// gone and to which nothing was added since they were last served, but for those in `used`.
+    pub fn retire(&mut self, used: &HashSet<Id>) {
         let mut gone: Vec<_> = self
             .of
             .iter()
-            .filter(|(id, workload)| served(workload) && !used.contains(*id))
+            .filter(|(id, workload)| self.is_gone(workload) && !used.contains(*id))
             .map(|(id, workload)| (workload.active_at, *id))
             .collect();
         gone.sort_unstable_by_key(|(at, id)| (*at, id.0));
-        // An eighth is free for those that come until the next reading.
-        let short = (self.of.len() + self.max / 8).saturating_sub(self.max);
-        let is_old = |at: &Instant| self.now.saturating_duration_since(*at) >= REMEMBERED;
-        let leave = gone.iter().enumerate().filter(|(index, (at, _))| *index < short || is_old(at));
-        let leave: HashSet<_> = leave.map(|(_, (_, id))| *id).collect();
-        for id in &leave {
-            if let Some(workload) = self.of.remove(id) {
-                self.by_labels.remove(&workload.labels);
+        let is_old = |at: Instant| self.now.saturating_duration_since(at) >= REMEMBERED;
+        let old = gone.partition_point(|(at, _)| is_old(*at));
+        self.may_go = gone.split_off(old).into_iter().map(|(_, id)| id).collect();
+        gone.into_iter().for_each(|(_, id)| self.remove(id));
+    }
+
+    /// Whether nothing is this workload any more and all that it did was served.
+    fn is_gone(&self, workload: &Workload) -> bool {
+        workload.cgroups == 0 && workload.active <= self.described
+    }
+
+    fn remove(&mut self, id: Id) {
+        if let Some(workload) = self.of.remove(&id) {
+            self.by_labels.remove(&workload.labels);
+            self.retired.insert(id);
+        }
+    }
+
+    /// Makes room for one more, and says whether there is.
+    fn make_room(&mut self) -> bool {
+        while self.of.len() >= self.max {
+            let Some(id) = self.may_go.pop_front() else { return false };
+            if self.of.get(&id).is_some_and(|workload| self.is_gone(workload)) {
+                self.remove(id);
             }
         }
-        leave
+        true
+    }
+
+    /// The workloads that left since the last call.
+    pub fn retired(&mut self) -> HashSet<Id> {
+        std::mem::take(&mut self.retired)
     }
 }
 
@@ -163,6 +188,12 @@ mod tests {
 
     fn labels(name: &str) -> Labels {
         Labels { container: name.into(), ..Labels::default() }
+    }
+
+    /// Those that leave at the beginning of a reading.
+    fn leave(series: &mut Series, used: &[Id]) -> HashSet<Id> {
+        series.retire(&used.iter().copied().collect());
+        series.retired()
     }
 
     #[test]
@@ -190,36 +221,44 @@ mod tests {
         let later = start + REMEMBERED;
         series.begin(2, later);
         series.described();
-        assert!(series.retire(&HashSet::new()).is_empty(), "it lives");
+        assert!(leave(&mut series, &[]).is_empty(), "it lives");
         series.release(a);
-        assert!(series.retire(&HashSet::from([a])).is_empty(), "something refers to it");
-        assert_eq!(series.retire(&HashSet::new()), HashSet::from([a]));
+        assert!(leave(&mut series, &[a]).is_empty(), "something refers to it");
+        assert_eq!(leave(&mut series, &[]), HashSet::from([a]));
         // Comes again, and is served late.
         let again = series.intern(&labels("a"));
         assert_ne!(again, a);
         series.begin(3, later + REMEMBERED);
         series.touch(again);
         series.begin(4, later + REMEMBERED * 2);
-        assert!(series.retire(&HashSet::new()).is_empty(), "its last value was not served");
+        assert!(leave(&mut series, &[]).is_empty(), "its last value was not served");
         series.described();
-        assert_eq!(series.retire(&HashSet::new()), HashSet::from([again]));
+        assert_eq!(leave(&mut series, &[]), HashSet::from([again]));
         assert_eq!(series.len(), 0);
     }
 
     #[test]
-    fn when_places_are_short_those_leave_that_did_nothing_for_longest() {
-        let (mut series, start) = (Series::new(16), Instant::now());
+    fn when_a_place_is_needed_the_one_leaves_that_did_nothing_for_longest() {
+        let (mut series, start) = (Series::new(4), Instant::now());
         let mut ids = Vec::new();
-        for number in 0..16 {
+        for number in 0..4 {
             series.begin(number, start + Duration::from_secs(number));
             ids.push(series.intern(&labels(&number.to_string())));
         }
         series.hold(ids[0]);
-        series.begin(16, start + Duration::from_secs(16));
+        series.begin(4, start + Duration::from_secs(4));
         series.touch(ids[1]);
-        assert!(series.retire(&HashSet::new()).is_empty(), "nothing was served");
+        assert!(leave(&mut series, &[]).is_empty());
+        assert_eq!(series.intern(&labels("new")), Id::UNKNOWN, "nothing was served");
         series.described();
-        assert_eq!(series.retire(&HashSet::new()), HashSet::from([ids[2], ids[3]]));
+        series.begin(5, start + Duration::from_secs(5));
+        series.retire(&HashSet::from([ids[3]]));
+        // It does something after all.
+        series.touch(ids[1]);
+        assert_ne!(series.intern(&labels("new")), Id::UNKNOWN);
+        assert_eq!(series.retired(), HashSet::from([ids[2]]));
+        assert_eq!(series.intern(&labels("newer")), Id::UNKNOWN, "the others live, work or are referred to");
+        assert_eq!(series.refused, 2);
     }
 
     proptest! {
@@ -248,7 +287,8 @@ mod tests {
                 if serve {
                     series.described();
                 }
-                let gone = series.retire(&HashSet::new());
+                series.retire(&HashSet::new());
+                let gone = series.retired();
                 prop_assert!(gone.iter().all(|id| living.values().all(|of| of != id)));
                 retired.extend(gone);
                 prop_assert!(series.len() <= max);
