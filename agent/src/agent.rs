@@ -12,7 +12,12 @@ use tokio::{
 };
 
 use crate::{
-    budget::{Budget, cores, meter::Meter},
+    budget::{
+        Budget,
+        calibration::{Calibration, DEFAULT_RUN_NS},
+        cores,
+        meter::Meter,
+    },
     cli::{Paths, Run, Sizes},
     collect::{Collector, State, Wanted},
     flows::FlowTable,
@@ -125,7 +130,12 @@ pub fn load(enabled: &[Probe], sizes: &Sizes, paths: &Paths) -> anyhow::Result<K
 fn start(flags: &Run) -> anyhow::Result<(State, Vec<Attachment>)> {
     let limits = flags.sizes.limits();
     let enabled = flags.collectors.enabled();
+    let calibration = Calibration::begin().context("cannot calibrate the meter")?;
     let mut kernel = load(&enabled, &flags.sizes, &flags.paths)?;
+    let run_ns = match kernel.runs(Probe::Udp) {
+        true => calibration.end().context("cannot calibrate the meter")?,
+        false => None,
+    };
     #[cfg(feature = "ebpf-log")]
     kernel.log_programs().context("cannot read the programs' messages")?;
     report(&kernel.hooks);
@@ -159,7 +169,10 @@ fn start(flags: &Run) -> anyhow::Result<(State, Vec<Attachment>)> {
     workloads.begin();
     let flows = FlowTable::new(limits.flows as usize);
     let cpus = possible_cpus()?;
-    let meter = Meter::new(Bank::new(kernel.map(map::SLOTS)?, size_of::<Slots>(), cpus));
+    let meter = Meter::new(
+        Bank::new(kernel.map(map::SLOTS)?, size_of::<Slots>(), cpus),
+        run_ns.unwrap_or(DEFAULT_RUN_NS),
+    );
     let running: Vec<_> = readers.iter().map(|reader| reader.probe()).collect();
     let cores = match (flags.sampling_period, &flags.cpu_file) {
         (Some(_), _) => None,

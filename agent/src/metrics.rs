@@ -167,6 +167,8 @@ metrics! {
         "Time each program ran, with its dispatch, measured by itself.";
     PROGRAM_RUNS = Counter Agent "siskin_program_runs_total" ["program"]
         "Runs of each program.";
+    PROGRAM_RUN_OVERHEAD = Gauge Agent "siskin_program_run_overhead_seconds" []
+        "What every run of a program is taken to cost besides what it measures of itself, as calibrated at start.";
     BUDGET_CPU = Gauge Agent "siskin_budget_cpu_cores" [] "The CPU that Siskin may take, its programs and its process together.";
     BUDGET_DUTY = Gauge Agent "siskin_budget_duty_ratio" ["probe"]
         "Share of the time for which a probe is attached, because of the budget.";

@@ -1,8 +1,8 @@
 //! What Siskin costs: its programs in the kernel, by their own clock, and its process.
 //!
 //! The kernel's own statistics of programs need CAP_SYS_ADMIN and leave out what a hook costs before the program begins.
-//! Here each full run times itself, and every run adds a constant for the hook's dispatch and the short path of a run that
-//! is passed over. The programs count all their runs, so that is exact also when they sample.
+//! Here each full run times itself, and every run adds what the hook's dispatch and the short path of a run that is passed over
+//! take, calibrated at start. The programs count all their runs, so that is exact also when they sample.
 
 use std::io;
 
@@ -13,10 +13,8 @@ use crate::{
     metrics::{self, Exposition, NANOS},
 };
 
-/// Nanoseconds that every run takes: the tracepoint's dispatch, the program's prologue and the short path of an event that is
-/// passed over. Measured as the slowdown of a loop of system calls, on 6.18 on one x86_64 machine: 91 to 98 (docs/overhead.md).
-pub const RUN_NS: u64 = 95;
-/// Nanoseconds that a full run takes besides what it measures: the clock itself. Measured as above: 119 less those.
+/// Nanoseconds that a full run takes besides what it measures: the clock itself. Measured as the slowdown of a loop of
+/// system calls, on 6.18 on one x86_64 machine: 119 less what a run takes in any case (docs/overhead.md).
 pub const FULL_RUN_NS: u64 = 25;
 
 /// Reads what the programs note about themselves.
@@ -24,12 +22,18 @@ pub const FULL_RUN_NS: u64 = 25;
 pub struct Meter {
     bank: Bank,
     slots: Slots,
+    run_ns: u64,
 }
 
 impl Meter {
-    /// A meter over the `slots` map.
-    pub fn new(bank: Bank) -> Self {
-        Self { bank, slots: Slots::zero() }
+    /// A meter over the `slots` map; `run_ns` is what a run takes besides what it measures of itself, as calibrated.
+    pub fn new(bank: Bank, run_ns: u64) -> Self {
+        Self { bank, slots: Slots::zero(), run_ns }
+    }
+
+    /// Nanoseconds that a run takes besides what it measures of itself.
+    pub fn run_ns(&self) -> u64 {
+        self.run_ns
     }
 
     /// Takes a reading.
@@ -46,23 +50,24 @@ impl Meter {
         &self.slots
     }
 
+    /// Nanoseconds that a program took: what its full runs measured, and what comes besides.
+    pub fn cost_ns(&self, slot: &Slot) -> u64 {
+        slot.busy_ns + slot.runs * self.run_ns + slot.full_runs * FULL_RUN_NS
+    }
+
     /// Describes the cost as metrics.
     pub fn describe(&self, out: &mut Exposition) {
-        let kernel_ns: u64 = self.slots.of.iter().map(cost_ns).sum();
+        let kernel_ns: u64 = self.slots.of.iter().map(|slot| self.cost_ns(slot)).sum();
+        out.gauge(&metrics::PROGRAM_RUN_OVERHEAD, &[], self.run_ns as f64 / NANOS);
         for program in Program::ALL {
             let slot = &self.slots.of[program as usize];
-            let seconds = cost_ns(slot) as f64 / NANOS;
+            let seconds = self.cost_ns(slot) as f64 / NANOS;
             out.counter(&metrics::PROGRAM_RUN_SECONDS, &[program.name()], seconds);
             out.counter(&metrics::PROGRAM_RUNS, &[program.name()], slot.runs as f64);
         }
         out.counter(&metrics::CPU_SECONDS, &["kernel"], kernel_ns as f64 / NANOS);
         out.counter(&metrics::CPU_SECONDS, &["user"], process_seconds());
     }
-}
-
-/// Nanoseconds that a program took: what its full runs measured, and the constants.
-pub fn cost_ns(slot: &Slot) -> u64 {
-    slot.busy_ns + slot.runs * RUN_NS + slot.full_runs * FULL_RUN_NS
 }
 
 /// CPU seconds that this process took, in user mode and in system calls; the iterators run in the latter.

@@ -9,13 +9,14 @@ use crate::{
     metrics::{self, Exposition, NANOS},
 };
 
+pub mod calibration;
 pub mod controller;
 pub mod cores;
 pub mod meter;
 pub mod windows;
 
 use controller::{Controller, Cost, Load, Setting, TARGET};
-use meter::{FULL_RUN_NS, Meter, RUN_NS, process_seconds};
+use meter::{FULL_RUN_NS, Meter, process_seconds};
 use windows::TICK;
 
 /// Every probe's programs.
@@ -201,12 +202,12 @@ impl Budget {
 
         let exact = PROGRAMS.iter().filter(|(probe, _)| !self.may_shed.contains(probe));
         let exact = exact.flat_map(|(_, programs)| *programs);
-        let exact_ns: u64 = exact.map(|program| meter::cost_ns(&delta.of[*program as usize])).sum();
+        let exact_ns: u64 = exact.map(|program| self.meter.cost_ns(&delta.of[*program as usize])).sum();
         let loads =
             self.may_shed.clone().into_iter().filter_map(|probe| self.load(probe, &delta, &slots)).collect();
         let cost = Cost {
             fixed_cores: self.process_cores + exact_ns as f64 / NANOS / seconds,
-            run_seconds: RUN_NS as f64 / NANOS,
+            run_seconds: self.meter.run_ns() as f64 / NANOS,
             loads,
         };
         (cost, seconds)
