@@ -128,7 +128,11 @@ impl Kernel {
         for plan in plans.iter().filter(|plan| plan.kind != Kind::SocketStorage) {
             loader.map_max_entries(plan.name, plan.entries);
         }
-        let ebpf = loader.load(OBJECT).context("cannot create maps")?;
+        // The capabilities were looked at before.
+        let ebpf = loader.load(OBJECT).context(
+            "cannot create maps (if that is not permitted: a seccomp profile or a security module forbids bpf(2), or, before \
+             Linux 5.11, the limit on locked memory is too low)",
+        )?;
 
         let control = Control::map(&map_fd(&ebpf, map::CONTROL)?).context("cannot map the control map")?;
         // Before any program runs: they follow no more sockets than this.
