@@ -1,6 +1,6 @@
-//! The pages of docs/ that the agent writes about itself.
+//! What is made from code: the pages of docs/ that the agent writes about itself, the dashboards, the PrometheusRule.
 
-use std::fs;
+use std::{fs, process::Command};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
@@ -47,7 +47,14 @@ pub fn check(toolchain: &Toolchain) -> Result<()> {
         let files = stale.join(" and ");
         bail!("stale: {files}; run `cargo xtask docs` and commit what it writes");
     }
-    Ok(())
+    steps::run(monitoring(toolchain).arg("--check"))
+}
+
+/// The command that makes the dashboards and the PrometheusRule.
+fn monitoring(toolchain: &Toolchain) -> Command {
+    let mut cargo = toolchain.cargo();
+    cargo.args(["run", "--quiet", "--package", "siskin-monitoring", "--", "generate"]);
+    cargo
 }
 
 fn write(toolchain: &Toolchain) -> Result<()> {
@@ -57,7 +64,7 @@ fn write(toolchain: &Toolchain) -> Result<()> {
         fs::write(workspace::path(file), text).with_context(|| format!("cannot write {file}"))?;
         steps::say(&format!("wrote {file}"));
     }
-    Ok(())
+    steps::run(&mut monitoring(toolchain))
 }
 
 /// The unoptimised agent says the same and builds in a fraction of the time.

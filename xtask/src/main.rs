@@ -12,6 +12,7 @@ mod freshness;
 mod image;
 mod licences;
 mod machine;
+mod monitoring;
 mod privilege;
 mod run;
 mod steps;
@@ -54,11 +55,13 @@ enum Command {
     Container(container::Options),
     /// Run the manifest on the cluster that KUBECONFIG names, from apply to delete
     E2e(e2e::Options),
+    /// Check rules and dashboards with promtool and on a real Prometheus that scrapes a real agent
+    Monitoring,
     /// Collect the licences of all that is in the agent, in target/licences
     Licences,
     /// Check formatting, lints, documentation and generated files
     Check,
-    /// Write docs/metrics.md and docs/flags.md from what the agent says about itself
+    /// Write what is made from code: docs/metrics.md, docs/flags.md, dashboards, the PrometheusRule
     Docs(docs::Options),
 }
 
@@ -84,6 +87,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Image(options) => image::image(&toolchain, &options),
         Command::Container(options) => container::container(&toolchain, &options),
         Command::E2e(options) => e2e::e2e(&toolchain, &options),
+        Command::Monitoring => monitoring::monitoring(&toolchain),
         Command::Licences => licences::licences(&toolchain),
         Command::Check => check::check(&toolchain),
         Command::Docs(options) => docs::docs(&toolchain, &options),
