@@ -126,7 +126,6 @@ fn maps() -> Vec<Panel> {
             .unit("percentunit")
             .up_to(1.0)
             .colours(GREEN, &[(0.8, YELLOW), (0.95, RED)])
-            .size(12, 12)
             .query(
                 "max by (map) (max by (node, map) (siskin_map_entries{job=\"siskin\",node=~\"$node\"}) \
                  / on (node, map) max by (node, map) (siskin_map_capacity{job=\"siskin\",node=~\"$node\"}))",
@@ -134,17 +133,12 @@ fn maps() -> Vec<Panel> {
             ),
         Panel::graph("Memory")
             .unit("bytes")
-            .size(12, 6)
             .query("max(process_resident_memory_bytes{job=\"siskin\",node=~\"$node\"})", "resident, largest")
             .query("max(siskin_maps_memory_bytes{job=\"siskin\",node=~\"$node\"})", "maps at their fullest")
             .query("min(siskin_budget_memory_bytes{job=\"siskin\",node=~\"$node\"})", "budget of the maps"),
         Panel::graph("Flow rows")
-            .size(12, 6)
             .query("max(siskin_flow_series{job=\"siskin\",node=~\"$node\"})", "most rows on a node")
             .query("min(siskin_flow_series_limit{job=\"siskin\",node=~\"$node\"})", "limit"),
-        Panel::graph("Cgroups looked up per second")
-            .about("By what they turned out to be.")
-            .query(&rate("siskin_workload_lookups_total", "outcome"), "{{outcome}}"),
         Panel::graph("Workloads")
             .query(
                 "max(siskin_workload_series{job=\"siskin\",node=~\"$node\"})",
@@ -152,5 +146,9 @@ fn maps() -> Vec<Panel> {
             )
             .query("min(siskin_workload_series_limit{job=\"siskin\",node=~\"$node\"})", "limit")
             .query("max(siskin_workload_cgroups{job=\"siskin\",node=~\"$node\"})", "cgroups known, most"),
+        Panel::graph("Cgroups looked up per second")
+            .about("By what they turned out to be.")
+            .size(24, 7)
+            .query(&rate("siskin_workload_lookups_total", "outcome"), "{{outcome}}"),
     ]
 }

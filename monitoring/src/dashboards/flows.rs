@@ -140,6 +140,7 @@ fn latency() -> Vec<Panel> {
         Panel::heat_map("Round-trip time", &buckets("siskin_tcp_rtt_seconds"))
             .about("Smoothed; one observation per live connection and reading."),
         Panel::graph("Time to connect and round-trip time, percentiles")
+            .size(12, 9)
             .unit("s")
             .query(&quantile(0.5, "siskin_tcp_connect_seconds"), "connect, median")
             .query(&quantile(0.99, "siskin_tcp_connect_seconds"), "connect, 99th")

@@ -103,7 +103,7 @@ fn choice(name: &str, label: &str, series: &str) -> Value {
     json!({
         "name": name, "label": label, "type": "query",
         "datasource": {"type": "prometheus", "uid": "${datasource}"},
-        "query": {"query": query, "refId": "values"}, "definition": query,
+        "query": {"query": query, "refId": "values"},
         "refresh": 2, "sort": 1, "multi": true, "includeAll": true, "allValue": ".*",
         "current": {"text": "All", "value": "$__all"},
     })
