@@ -5,7 +5,7 @@
 use core::hint::black_box;
 
 use aya_ebpf::{
-    bindings::{BPF_F_MMAPABLE, BPF_NOEXIST},
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST},
     btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, SkStorage},
     macros::btf_map,
 };
@@ -61,6 +61,8 @@ pub static FLOW_ROWS_A: HashMap<FlowKey, FlowRow, ROWS> = HashMap::new();
 pub static FLOW_ROWS_B: HashMap<FlowKey, FlowRow, ROWS> = HashMap::new();
 #[btf_map(name = "tcp_sockets")]
 pub static TCP_SOCKETS: SkStorage<Socket> = SkStorage::new();
+#[btf_map(name = "tcp_by_address")]
+pub static TCP_BY_ADDRESS: HashMap<u64, Socket, ROWS, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 #[btf_map(name = "tcp_listeners")]
 pub static TCP_LISTENERS: HashMap<Listener, u64, ROWS> = HashMap::new();
 

@@ -139,11 +139,11 @@ fn exited(
     // SAFETY: a `task_struct` and its `signal_struct`; rows and banks are map values.
     unsafe {
         // The status that the parent will see (wait_task_zombie, kernel/exit.c, 6.18).
-        let status: u32 = if load::<u32>(signal, &facts::SIGNAL_FLAGS) & SIGNAL_GROUP_EXIT != 0 {
-            load(signal, &facts::SIGNAL_EXIT_CODE)
-        } else {
-            load(leader, &facts::TASK_EXIT_CODE)
-        };
+        // Both are loaded, one is used: the compiler would make one load of two places, and 5.10 does not see which is whose.
+        let (of_group, own): (u32, u32) =
+            (load(signal, &facts::SIGNAL_EXIT_CODE), load(leader, &facts::TASK_EXIT_CODE));
+        let is_group = load::<u32>(signal, &facts::SIGNAL_FLAGS) & SIGNAL_GROUP_EXIT != 0;
+        let status = if is_group { of_group } else { own };
         match Outcome::of_status(status) {
             Outcome::Success => add(&raw mut (*row).exits[0], weight.of(1)),
             Outcome::Failure => add(&raw mut (*row).exits[1], weight.of(1)),

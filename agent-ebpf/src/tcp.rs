@@ -18,7 +18,7 @@ use crate::{
     sampling::{self, Weight},
     socket::{cgroup, flow},
     tcp_iter,
-    tcp_socket::{self as socket, Reading},
+    tcp_socket::{self as socket, ByAddress, InSocket, Memory, Reading},
 };
 
 /// TCP states (include/net/tcp_states.h, 6.18).
@@ -40,6 +40,17 @@ pub mod state {
 /// `inet_sock_set_state(sk, oldstate, newstate)`: in the process for `connect` and `close`, in softirq for the rest.
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub fn tcp_state(ctx: BtfTracePointContext) -> i32 {
+    state_changed::<InSocket>(&ctx)
+}
+
+/// The same for kernels that keep nothing in sockets.
+#[btf_tracepoint(function = "inet_sock_set_state")]
+pub fn tcp_state_addr(ctx: BtfTracePointContext) -> i32 {
+    state_changed::<ByAddress>(&ctx)
+}
+
+#[inline(always)]
+fn state_changed<M: Memory>(ctx: &BtfTracePointContext) -> i32 {
     let Some(slot) = meter::begin(Program::TcpState) else { return 0 };
     let sk: *const c_void = ctx.arg(0);
     let (old, new): (u32, u32) = (ctx.arg(1), ctx.arg(2));
@@ -49,23 +60,25 @@ pub fn tcp_state(ctx: BtfTracePointContext) -> i32 {
     }
     let Some(bank) = TCP_BANK.get_ptr_mut(0) else { return 0 };
     trace!(ctx, "tcp state {} to {}", old, new);
+    // What is remembered here is of an earlier socket at this address, whose end was not seen.
+    if M::OUTLIVES_SOCKET && (new == state::SYN_SENT || old == state::SYN_RECV) {
+        socket::forget::<M>(sk);
+    }
     match (old, new) {
         // When it is not followed now, that is decided when it is established.
         (_, state::SYN_SENT) if sampling::takes_all(slot, Probe::Tcp) => {
-            meter::time(slot, || connecting(sk));
+            meter::time(slot, || connecting::<M>(sk));
         }
-        (_, state::CLOSE) => match socket::find(sk) {
-            Some(socket) => meter::time(slot, || followed_closed(sk, socket, old, bank)),
-            None => closed(sk, old, bank, slot),
+        (_, state::CLOSE) => match M::find(sk) {
+            Some(socket) => meter::time(slot, || followed_closed::<M>(sk, socket, old, bank)),
+            None => closed::<M>(sk, old, bank, slot),
         },
         (_, state::LISTEN) => meter::time(slot, || tcp_iter::listens(sk)),
         // A socket closed before the last segment of its handshake goes from there to FIN_WAIT1.
-        (state::SYN_SENT | state::SYN_RECV, state::ESTABLISHED | state::FIN_WAIT1) => {
-            match socket::find(sk) {
-                Some(socket) => meter::time(slot, || followed_established(socket, bank)),
-                None => established(sk, old, bank, slot),
-            }
-        }
+        (state::SYN_SENT | state::SYN_RECV, state::ESTABLISHED | state::FIN_WAIT1) => match M::find(sk) {
+            Some(socket) => meter::time(slot, || followed_established(socket, bank)),
+            None => established::<M>(sk, old, bank, slot),
+        },
         _ => {}
     }
     0
@@ -100,11 +113,11 @@ fn reset(program: Program, direction: usize) -> i32 {
 
 /// The first state of a connection opened from here.
 #[inline(always)]
-fn connecting(sk: *const c_void) {
+fn connecting<M: Memory>(sk: *const c_void) {
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
     // When there is no room now, there is another try when it is established.
-    begin(sk, Role::Client, now, 0);
+    begin::<M>(sk, Role::Client, now, 0);
 }
 
 /// Both ends agreed on a connection that is followed since its SYN was sent.
@@ -126,7 +139,7 @@ fn followed_established(socket: *mut Socket, bank: *mut TcpBank) {
 
 /// Both ends agreed on a connection that is not followed yet.
 #[inline(always)]
-fn established(sk: *const c_void, old: u32, bank: *mut TcpBank, slot: *mut Slot) {
+fn established<M: Memory>(sk: *const c_void, old: u32, bank: *mut TcpBank, slot: *mut Slot) {
     let Some(weight) = sampling::take(slot, Probe::Tcp) else { return shed() };
     meter::time(slot, || {
         let role = if old == state::SYN_SENT { Role::Client } else { Role::Server };
@@ -139,7 +152,7 @@ fn established(sk: *const c_void, old: u32, bank: *mut TcpBank, slot: *mut Slot)
         }
         // SAFETY: the helper has no preconditions.
         let now = unsafe { bpf_ktime_get_ns() };
-        if !begin(sk, role, now, 1) {
+        if !begin::<M>(sk, role, now, 1) {
             // SAFETY: a map value.
             maps::lose(unsafe { &raw mut (*bank).lost }, Loss::SocketStorage);
         }
@@ -186,15 +199,16 @@ pub fn was_shed() -> bool {
 
 /// Starts to follow a socket whose counters are all zero; `false` when it cannot be followed.
 #[inline(always)]
-fn begin(sk: *const c_void, role: Role, since_ns: u64, established: u64) -> bool {
+fn begin<M: Memory>(sk: *const c_void, role: Role, since_ns: u64, established: u64) -> bool {
     let counted = FlowRow { sent_bytes: 0, received_bytes: 0, connections: 0, retransmits: 0 };
     let mut value = Socket { flow: flow(sk, PROTOCOL_TCP, role), since_ns, established, counted };
-    socket::follow(sk, &mut value)
+    socket::follow::<M>(sk, &mut value)
 }
 
-/// The last state of a connection that is not followed.
+/// The last state of a connection that is not followed. `M` makes it another function for each program, which the compiler then
+/// writes in place: old kernels want programs without calls.
 #[inline(always)]
-fn closed(sk: *const c_void, old: u32, bank: *mut TcpBank, slot: *mut Slot) {
+fn closed<M: Memory>(sk: *const c_void, old: u32, bank: *mut TcpBank, slot: *mut Slot) {
     // Never a connection: a listener, or a socket that was never used.
     if matches!(old, state::CLOSE | state::LISTEN) {
         return;
@@ -229,7 +243,7 @@ fn closed(sk: *const c_void, old: u32, bank: *mut TcpBank, slot: *mut Slot) {
 
 /// The last state of a connection that is followed.
 #[inline(always)]
-fn followed_closed(sk: *const c_void, socket: *mut Socket, old: u32, bank: *mut TcpBank) {
+fn followed_closed<M: Memory>(sk: *const c_void, socket: *mut Socket, old: u32, bank: *mut TcpBank) {
     let weight = sampling::whenever_attached(Probe::Tcp);
     // SAFETY: `sk` is a `sock` by the tracepoint's BTF; socket storage and banks are map values; only this socket's own state
     // changes write these words.
@@ -241,13 +255,13 @@ fn followed_closed(sk: *const c_void, socket: *mut Socket, old: u32, bank: *mut 
         let row = socket::row_of((*socket).flow.cgroup, bank);
         if let Some(moved) = socket::moved(sk) {
             if established {
-                socket::account(socket, &moved, Reading::Last, bank, weight);
+                socket::account::<M>(socket, &moved, Reading::Last, bank, weight);
                 if moved.rtt_ns != 0 {
                     maps::observe(&raw mut (*bank).rtt, moved.rtt_ns, weight);
                 }
             } else {
                 let counted = &raw mut (*socket).counted.retransmits;
-                let retransmits = socket::claim(counted, moved.retransmits, Reading::Last);
+                let retransmits = socket::claim::<M>(counted, moved.retransmits, Reading::Last);
                 add(&raw mut (*row).retransmits, weight.of(retransmits));
             }
         }
@@ -265,7 +279,7 @@ fn followed_closed(sk: *const c_void, socket: *mut Socket, old: u32, bank: *mut 
             fail(row, errno, bank, weight);
         }
     }
-    socket::forget(sk);
+    socket::forget::<M>(sk);
 }
 
 /// Counts a connection that ended in an error.

@@ -6,7 +6,10 @@ use core::{
     ptr,
 };
 
-use aya_ebpf::{bindings::BPF_ANY, helpers::generated::bpf_sock_from_file};
+use aya_ebpf::{
+    bindings::BPF_ANY,
+    helpers::generated::{bpf_skc_to_tcp_sock, bpf_sock_from_file},
+};
 use siskin_ebpf::{FlowKey, FlowRow, Listener, Loss, PROTOCOL_TCP, Role, Socket};
 
 use crate::{
@@ -16,7 +19,7 @@ use crate::{
     sampling::Weight,
     socket::flow,
     tcp::{state, was_shed},
-    tcp_socket::{self as socket, Reading},
+    tcp_socket::{self as socket, ByAddress, InSocket, Memory, Reading},
 };
 
 /// What `iter/bpf_sk_storage_map` hands over (`bpf_iter__bpf_sk_storage_map`, net/core/bpf_sk_storage.c, 6.18).
@@ -37,6 +40,14 @@ pub struct TaskFile {
     file: *const c_void,
 }
 
+/// What `iter/tcp` hands over (`bpf_iter__tcp`, net/ipv4/tcp_ipv4.c, 5.10 to 6.18).
+#[repr(C)]
+pub struct TcpSocket {
+    meta: *const c_void,
+    sk: *const c_void,
+    uid: u64,
+}
+
 /// Visits every followed socket of every network namespace and counts what it moved since the last visit.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/bpf_sk_storage_map")]
@@ -47,11 +58,21 @@ pub extern "C" fn tcp_sweep(ctx: *const StorageElement) -> c_int {
         if sk.is_null() || socket.is_null() {
             return 0;
         }
-        let Some(bank) = TCP_BANK.get_ptr_mut(0) else { return 0 };
+        sweep::<InSocket>(sk, socket);
+    }
+    0
+}
+
+/// Counts what a followed socket moved since it was last visited.
+#[inline(always)]
+fn sweep<M: Memory>(sk: *const c_void, socket: *mut Socket) {
+    let Some(bank) = TCP_BANK.get_ptr_mut(0) else { return };
+    // SAFETY: `sk` is a `sock` by BTF; the others are map values.
+    unsafe {
         add(&raw mut (*bank).swept, 1);
         // Not a connection yet; or its end has been counted, or is being counted now.
         if matches!(state_of(sk), state::SYN_SENT | state::SYN_RECV | state::CLOSE) {
-            return 0;
+            return;
         }
         let (cgroup, role) = ((*socket).flow.cgroup, (*socket).flow.role);
         let row = socket::row_of(cgroup, bank);
@@ -61,13 +82,12 @@ pub extern "C" fn tcp_sweep(ctx: *const StorageElement) -> c_int {
             add(&raw mut (*row).alive[1], 1);
         }
         if let Some(moved) = socket::moved(sk) {
-            socket::account(socket, &moved, Reading::Sweep, bank, Weight::ONE);
+            socket::account::<M>(socket, &moved, Reading::Sweep, bank, Weight::ONE);
             if moved.rtt_ns != 0 {
                 maps::observe(&raw mut (*bank).rtt, moved.rtt_ns, Weight::ONE);
             }
         }
     }
-    0
 }
 
 /// Notes every listening port, so that adoption can tell servers from clients.
@@ -110,12 +130,53 @@ pub fn flow_at_end(sk: *const c_void, port: u16) -> FlowKey {
 #[unsafe(link_section = "iter/task_file")]
 pub extern "C" fn tcp_adopt(ctx: *const TaskFile) -> c_int {
     // SAFETY: the kernel passes a context of this layout.
-    let Some(sk) = (unsafe { tcp_socket_of(ctx) }) else { return 0 };
-    let state = state_of(sk);
-    if matches!(state, state::LISTEN | state::CLOSE | state::SYN_RECV) || socket::find(sk).is_some() {
-        return 0;
+    if let Some(sk) = unsafe { tcp_socket_of(ctx) }
+        && InSocket::find(sk).is_none()
+        && !adopt::<InSocket>(sk)
+        && let Some(bank) = TCP_BANK.get_ptr_mut(0)
+    {
+        // SAFETY: a map value.
+        maps::lose(unsafe { &raw mut (*bank).lost }, Loss::SocketStorage);
     }
-    let (Some(bank), Some(moved)) = (TCP_BANK.get_ptr_mut(0), socket::moved(sk)) else { return 0 };
+    0
+}
+
+/// Visits every socket of this network namespace, where the kernel keeps nothing in sockets: notes those that listen, sweeps those
+/// that are followed, and adopts the others, also those that there was no room for before.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/tcp")]
+pub extern "C" fn tcp_walk(ctx: *const TcpSocket) -> c_int {
+    // SAFETY: the kernel passes a context of this layout; the helper gives null for what is no full TCP socket.
+    unsafe {
+        let sk: *const c_void = (*ctx).sk;
+        if sk.is_null() {
+            return 0;
+        }
+        let sk: *const c_void = bpf_skc_to_tcp_sock(sk.cast_mut()).cast_const().cast();
+        if sk.is_null() {
+            return 0;
+        }
+        // Those that listen come first (net/ipv4/tcp_ipv4.c, 5.10).
+        if state_of(sk) == state::LISTEN {
+            listens(sk);
+        } else if let Some(socket) = ByAddress::find(sk) {
+            sweep::<ByAddress>(sk, socket);
+        } else {
+            // Without room its end is counted as one whose beginning was not seen.
+            adopt::<ByAddress>(sk);
+        }
+    }
+    0
+}
+
+/// Adopts a connection that is not followed; `false` when there is no room.
+#[inline(always)]
+fn adopt<M: Memory>(sk: *const c_void) -> bool {
+    let state = state_of(sk);
+    if matches!(state, state::LISTEN | state::CLOSE | state::SYN_RECV) {
+        return true;
+    }
+    let (Some(bank), Some(moved)) = (TCP_BANK.get_ptr_mut(0), socket::moved(sk)) else { return true };
     // SAFETY: a reference to a key on the stack.
     let role = match TCP_LISTENERS.get_ptr(local_port(sk)) {
         Some(_) => Role::Server,
@@ -135,21 +196,19 @@ pub extern "C" fn tcp_adopt(ctx: *const TaskFile) -> c_int {
         }
     };
     let mut value = Socket { flow: flow(sk, PROTOCOL_TCP, role), since_ns: 0, established, counted };
-    if !socket::follow(sk, &mut value) {
-        // SAFETY: a map value.
-        maps::lose(unsafe { &raw mut (*bank).lost }, Loss::SocketStorage);
-        return 0;
+    if !socket::follow::<M>(sk, &mut value) {
+        return false;
     }
     // It may have closed just before it was followed; its end was then counted as one whose beginning was not seen. If its
     // end found it followed, it was adopted and closed like any other.
-    if state_of(sk) == state::CLOSE && socket::forget(sk) {
-        return 0;
+    if state_of(sk) == state::CLOSE && socket::forget::<M>(sk) {
+        return true;
     }
     if established != 0 && !was_shed() {
         // SAFETY: a map value.
         maps::lose(unsafe { &raw mut (*bank).lost }, Loss::LateAttach);
     }
-    0
+    true
 }
 
 /// The TCP socket behind an open file, if it is one.

@@ -1,21 +1,21 @@
 //! What the TCP probe remembers of a socket, and how it adds what the socket moved to its flow.
 //!
 //! The kernel counts bytes, segments and retransmits in `tcp_sock` itself. A sweep and the end of a connection may run at
-//! once on two CPUs; each claims what it adds by an atomic exchange of the socket's `counted` words, so that every byte
-//! is added exactly once.
+//! once on two CPUs; each claims what it adds by an atomic exchange of the socket's `counted` words (or keeps out of the other's
+//! way, see [`ByAddress`]), so that every byte is added exactly once.
 
 use core::{ffi::c_void, ptr};
 
 use aya_ebpf::{
-    bindings::BPF_SK_STORAGE_GET_F_CREATE,
+    bindings::{BPF_ANY, BPF_SK_STORAGE_GET_F_CREATE},
     helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get, bpf_skc_to_tcp_sock},
 };
 use siskin_ebpf::{FlowKey, FlowRow, Loss, Socket, Table, TcpBank, TcpRow};
 
 use crate::{
-    atomic::{add, get, replace, swap},
+    atomic::{add, get, replace, set, swap},
     facts::{self, load},
-    maps::{self, CONTROL, TCP_SOCKETS},
+    maps::{self, CONTROL, TCP_BY_ADDRESS, TCP_SOCKETS},
     sampling::Weight,
 };
 
@@ -34,33 +34,119 @@ pub struct Moved {
     pub local_port: u16,
 }
 
+/// Where what is remembered of sockets is kept, and how a word of it is claimed.
+pub trait Memory {
+    /// Whether it may still be there when the socket is gone and its address is another's: when an end was not seen.
+    const OUTLIVES_SOCKET: bool;
+
+    /// What is remembered of the socket, if it is followed.
+    fn find(sk: *const c_void) -> Option<*mut Socket>;
+
+    /// Remembers it; `false` when the kernel has no memory.
+    fn make(sk: *const c_void, socket: &mut Socket) -> bool;
+
+    /// Forgets it; says whether it was there.
+    fn remove(sk: *const c_void) -> bool;
+
+    /// Writes a word and returns what it was.
+    fn swap(word: *mut u64, value: u64) -> u64;
+
+    /// Writes a word if it is still `before`; says whether it was.
+    fn replace(word: *mut u64, before: u64, value: u64) -> bool;
+}
+
+/// In the socket itself, with which it goes.
+pub struct InSocket;
+
 /// The storage map as the helpers want it.
 #[inline(always)]
 fn storage_map() -> *mut c_void {
     ptr::from_ref(&TCP_SOCKETS).cast_mut().cast()
 }
 
-/// What is remembered of the socket, if it is followed.
-#[inline(always)]
-pub fn find(sk: *const c_void) -> Option<*mut Socket> {
-    // SAFETY: `sk` is a socket by BTF; without the create flag the value may be null.
-    let socket = unsafe { bpf_sk_storage_get(storage_map(), sk.cast_mut(), ptr::null_mut(), 0) };
-    (!socket.is_null()).then_some(socket.cast())
+impl Memory for InSocket {
+    const OUTLIVES_SOCKET: bool = false;
+
+    #[inline(always)]
+    fn find(sk: *const c_void) -> Option<*mut Socket> {
+        // SAFETY: `sk` is a socket by BTF; without the create flag the value may be null.
+        let socket = unsafe { bpf_sk_storage_get(storage_map(), sk.cast_mut(), ptr::null_mut(), 0) };
+        (!socket.is_null()).then_some(socket.cast())
+    }
+
+    #[inline(always)]
+    fn make(sk: *const c_void, socket: &mut Socket) -> bool {
+        let (value, create) = (ptr::from_mut(socket).cast(), BPF_SK_STORAGE_GET_F_CREATE.into());
+        // SAFETY: `sk` is a socket by BTF, and the value is as long as the map's.
+        !unsafe { bpf_sk_storage_get(storage_map(), sk.cast_mut(), value, create) }.is_null()
+    }
+
+    #[inline(always)]
+    fn remove(sk: *const c_void) -> bool {
+        // SAFETY: `sk` is a socket by BTF.
+        unsafe { bpf_sk_storage_delete(storage_map(), sk.cast_mut()) == 0 }
+    }
+
+    #[inline(always)]
+    fn swap(word: *mut u64, value: u64) -> u64 {
+        swap(word, value)
+    }
+
+    #[inline(always)]
+    fn replace(word: *mut u64, before: u64, value: u64) -> bool {
+        replace(word, before, value)
+    }
+}
+
+/// In a table by the socket's address, for kernels without storage in sockets and without atomic exchange.
+///
+/// Words are claimed by plain writes: who sweeps holds the lock of the socket's hash bucket, and a socket is taken out of it
+/// before the tracepoint says that it closed (`tcp_set_state`, net/ipv4/tcp.c, 5.10), so the two never meet.
+pub struct ByAddress;
+
+impl Memory for ByAddress {
+    const OUTLIVES_SOCKET: bool = true;
+
+    #[inline(always)]
+    fn find(sk: *const c_void) -> Option<*mut Socket> {
+        TCP_BY_ADDRESS.get_ptr_mut(sk as u64)
+    }
+
+    #[inline(always)]
+    fn make(sk: *const c_void, socket: &mut Socket) -> bool {
+        TCP_BY_ADDRESS.insert(sk as u64, *socket, BPF_ANY.into()).is_ok()
+    }
+
+    #[inline(always)]
+    fn remove(sk: *const c_void) -> bool {
+        TCP_BY_ADDRESS.remove(sk as u64).is_ok()
+    }
+
+    #[inline(always)]
+    fn swap(word: *mut u64, value: u64) -> u64 {
+        let before = get(word);
+        set(word, value);
+        before
+    }
+
+    #[inline(always)]
+    fn replace(word: *mut u64, _: u64, value: u64) -> bool {
+        set(word, value);
+        true
+    }
 }
 
 /// Starts to follow a socket. `false` when it cannot be followed: the limit is reached or the kernel has no memory.
 #[inline(always)]
-pub fn follow(sk: *const c_void, socket: &mut Socket) -> bool {
+pub fn follow<M: Memory>(sk: *const c_void, socket: &mut Socket) -> bool {
     let Some(control) = CONTROL.get_ptr_mut(0) else { return false };
-    // SAFETY: `control` is a map value, `sk` is a socket by BTF.
+    // SAFETY: `control` is a map value.
     unsafe {
-        if get(&raw const (*control).sockets) < get(&raw const (*control).sockets_limit) {
-            let value = ptr::from_mut(socket).cast();
-            let create = BPF_SK_STORAGE_GET_F_CREATE.into();
-            if !bpf_sk_storage_get(storage_map(), sk.cast_mut(), value, create).is_null() {
-                add(&raw mut (*control).sockets, 1);
-                return true;
-            }
+        if get(&raw const (*control).sockets) < get(&raw const (*control).sockets_limit)
+            && M::make(sk, socket)
+        {
+            add(&raw mut (*control).sockets, 1);
+            return true;
         }
     }
     false
@@ -68,15 +154,13 @@ pub fn follow(sk: *const c_void, socket: &mut Socket) -> bool {
 
 /// Stops following a socket; says whether it was followed.
 #[inline(always)]
-pub fn forget(sk: *const c_void) -> bool {
-    // SAFETY: `sk` is a socket by BTF; the control element is a map value.
-    unsafe {
-        let followed = bpf_sk_storage_delete(storage_map(), sk.cast_mut()) == 0;
-        if followed && let Some(control) = CONTROL.get_ptr_mut(0) {
-            add(&raw mut (*control).sockets, u64::MAX);
-        }
-        followed
+pub fn forget<M: Memory>(sk: *const c_void) -> bool {
+    let followed = M::remove(sk);
+    if followed && let Some(control) = CONTROL.get_ptr_mut(0) {
+        // SAFETY: the control element is a map value.
+        add(unsafe { &raw mut (*control).sockets }, u64::MAX);
     }
+    followed
 }
 
 /// Reads the kernel's counters of a full TCP socket; `None` when it is not one.
@@ -132,15 +216,21 @@ pub enum Reading {
 
 /// Adds what the socket moved since it was last counted to its flow and to its cgroup's retransmits.
 #[inline(always)]
-pub fn account(socket: *mut Socket, moved: &Moved, reading: Reading, bank: *mut TcpBank, weight: Weight) {
+pub fn account<M: Memory>(
+    socket: *mut Socket,
+    moved: &Moved,
+    reading: Reading,
+    bank: *mut TcpBank,
+    weight: Weight,
+) {
     // SAFETY: socket storage is a map value.
     unsafe {
         let counted = &raw mut (*socket).counted;
         let delta = FlowRow {
-            sent_bytes: claim(&raw mut (*counted).sent_bytes, moved.sent_bytes, reading),
-            received_bytes: claim(&raw mut (*counted).received_bytes, moved.received_bytes, reading),
-            connections: claim(&raw mut (*counted).connections, 1, reading),
-            retransmits: claim(&raw mut (*counted).retransmits, moved.retransmits, reading),
+            sent_bytes: claim::<M>(&raw mut (*counted).sent_bytes, moved.sent_bytes, reading),
+            received_bytes: claim::<M>(&raw mut (*counted).received_bytes, moved.received_bytes, reading),
+            connections: claim::<M>(&raw mut (*counted).connections, 1, reading),
+            retransmits: claim::<M>(&raw mut (*counted).retransmits, moved.retransmits, reading),
         };
         if delta.sent_bytes | delta.received_bytes | delta.connections | delta.retransmits == 0 {
             return;
@@ -200,13 +290,13 @@ fn add_flow(flow: &FlowKey, delta: &FlowRow, bank: *mut TcpBank, weight: Weight)
 /// The last reading takes everything, even a step back by the one byte that a sweep between a FIN's arrival and its
 /// flag counted too many. A sweep takes nothing when the counters went back or when somebody else moved the word.
 #[inline(always)]
-pub fn claim(counted: *mut u64, now: u64, reading: Reading) -> u64 {
+pub fn claim<M: Memory>(counted: *mut u64, now: u64, reading: Reading) -> u64 {
     match reading {
-        Reading::Last => now.wrapping_sub(swap(counted, now)),
+        Reading::Last => now.wrapping_sub(M::swap(counted, now)),
         Reading::Sweep => {
             let before = get(counted);
             let step = now.wrapping_sub(before);
-            if step as i64 <= 0 || !replace(counted, before, now) {
+            if step as i64 <= 0 || !M::replace(counted, before, now) {
                 return 0;
             }
             step

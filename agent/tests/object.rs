@@ -7,6 +7,7 @@ use siskin::{
         btf::Btf,
         facts,
         features::Features,
+        hook::{Needs, State},
         loader::{COMMON_MAPS, OBJECT},
         memory::Kind,
     },
@@ -92,6 +93,35 @@ fn every_probe_finds_its_facts_on_every_kernel_since_5_10() {
         }
     }
     assert_eq!(kernels, 5);
+}
+
+/// Before 5.12 the verifier refuses them wherever they stand, also in code that is never reached.
+#[test]
+fn only_programs_that_others_can_replace_need_atomic_instructions_that_return_what_was_there() {
+    const BPF_STX_ATOMIC: [u8; 2] = [0xc3, 0xdb];
+    let object = object();
+    let groups = probes::groups();
+    let fetching = groups.iter().filter(|group| group.needs == Needs::FetchingAtomics);
+    let may: BTreeSet<_> = fetching.flat_map(|group| group.hooks).map(|hook| hook.program).collect();
+    for (name, program) in &object.programs {
+        let function = &object.functions[&program.function_key()];
+        let fetches = function.instructions.iter().any(|it| BPF_STX_ATOMIC.contains(&it.code) && it.imm != 0);
+        assert!(!fetches || may.contains(name.as_str()), "{name}");
+    }
+}
+
+#[test]
+fn a_kernel_without_fetching_atomics_follows_sockets_by_address_and_says_what_it_does_not_tell() {
+    let bytes = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/btf/5.10.btf")).unwrap();
+    let features = Features { btf: &Btf::parse(&bytes).unwrap(), fetching_atomics: false };
+    let groups = probes::groups();
+    let group = groups.iter().find(|group| group.hooks[0].program == "tcp_state").unwrap();
+    let lack = features.lack(group).unwrap();
+    let states: Vec<_> =
+        group.hooks.iter().map(|hook| State::replaced(hook, group.instead, &lack).name()).collect();
+    assert_eq!(states, ["replaced", "unsupported", "replaced", "unsupported"]);
+    let newer = Features { btf: features.btf, fetching_atomics: true };
+    assert_eq!(newer.lack(group), None);
 }
 
 #[test]

@@ -34,7 +34,7 @@ const PROGRAMS: [&str; 14] = [
 const AT_START: [&str; 3] = ["tcp_listen", "tcp_adopt", "tcp_listeners"];
 
 /// The maps, as `bpftool map` shows them.
-const MAPS: [&str; 26] = [
+const MAPS: [&str; 27] = [
     // The read-only globals.
     ".rodata",
     "control",
@@ -54,6 +54,7 @@ const MAPS: [&str; 26] = [
     "flow_rows_a",
     "flow_rows_b",
     "tcp_sockets",
+    "tcp_by_address",
     "tcp_listeners",
     "disk_bank",
     "disk_rows",

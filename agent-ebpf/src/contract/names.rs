@@ -29,6 +29,8 @@ pub mod map {
     pub const FLOW_ROWS: [&str; 2] = ["flow_rows_a", "flow_rows_b"];
     /// What the TCP probe remembers of each socket, kept by the kernel in the socket itself.
     pub const TCP_SOCKETS: &str = "tcp_sockets";
+    /// The same by the socket's address, where the kernel keeps nothing in sockets.
+    pub const TCP_BY_ADDRESS: &str = "tcp_by_address";
     /// Listening ports, used only while sockets older than the agent are adopted.
     pub const TCP_LISTENERS: &str = "tcp_listeners";
     /// Per-CPU counters of the disk probe.
@@ -67,6 +69,10 @@ pub mod program {
     pub const TCP_LISTEN: &str = "tcp_listen";
     /// Adopts connections older than the agent; iterator `task_file`.
     pub const TCP_ADOPT: &str = "tcp_adopt";
+    /// As `tcp_state`, where the kernel keeps nothing in sockets; the same tracepoint.
+    pub const TCP_STATE_BY_ADDRESS: &str = "tcp_state_addr";
+    /// Sweeps and adopts the connections of this network namespace, likewise; iterator `tcp`.
+    pub const TCP_WALK: &str = "tcp_walk";
     /// Counts completed requests, their bytes and latencies; tracepoint `block_rq_complete`.
     pub const DISK_COMPLETE: &str = "disk_complete";
     /// Counts datagrams sent; tracepoint `sock_send_length`.

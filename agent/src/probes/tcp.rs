@@ -14,7 +14,7 @@ use crate::{
     flows::{FlowId, FlowTable, Protocol},
     kernel::{
         control::Control,
-        hook::{Group, Hook, Point},
+        hook::{Group, Hook, Needs, Point},
         iter::Iter,
         loader::{Kernel, possible_cpus},
         memory::{Kind, Plan},
@@ -25,15 +25,42 @@ use crate::{
 };
 
 /// The probe's programs. The one that follows states comes first: what it sees is not adopted again.
-pub const GROUPS: &[Group] = &[Group::only(&[
-    hook(program::TCP_STATE, Point::Tracepoint("inet_sock_set_state"), INET),
-    hook(program::TCP_RESET_SENT, Point::Tracepoint("tcp_send_reset"), INET),
-    hook(program::TCP_RESET_RECEIVED, Point::Tracepoint("tcp_receive_reset"), INET),
-    hook(program::TCP_SWEEP, Point::MapIterator("bpf_sk_storage_map", map::TCP_SOCKETS), "Linux 5.12"),
-    hook(program::TCP_LISTEN, Point::Iterator("task_file"), "Linux 5.11"),
-    hook(program::TCP_ADOPT, Point::Iterator("task_file"), "Linux 5.11"),
-])];
+pub const GROUPS: &[Group] = &[
+    Group {
+        needs: Needs::FetchingAtomics,
+        hooks: &[
+            hook(program::TCP_STATE, STATE, INET),
+            Hook {
+                loses: Some(
+                    "in other network namespaces bytes are counted when a connection ends, and none are known to be open",
+                ),
+                ..hook(
+                    program::TCP_SWEEP,
+                    Point::MapIterator("bpf_sk_storage_map", map::TCP_SOCKETS),
+                    "Linux 5.12",
+                )
+            },
+            hook(program::TCP_LISTEN, Point::Iterator("task_file"), "Linux 5.11"),
+            Hook {
+                loses: Some(
+                    "connections in other network namespaces that are older than Siskin are not counted",
+                ),
+                ..hook(program::TCP_ADOPT, Point::Iterator("task_file"), "Linux 5.11")
+            },
+        ],
+        instead: &[
+            hook(program::TCP_STATE_BY_ADDRESS, STATE, INET),
+            hook(program::TCP_WALK, Point::Iterator("tcp"), "Linux 5.9"),
+        ],
+        maps: [&[map::TCP_SOCKETS], &[map::TCP_BY_ADDRESS]],
+    },
+    Group::only(&[
+        hook(program::TCP_RESET_SENT, Point::Tracepoint("tcp_send_reset"), INET),
+        hook(program::TCP_RESET_RECEIVED, Point::Tracepoint("tcp_receive_reset"), INET),
+    ]),
+];
 
+const STATE: Point = Point::Tracepoint("inet_sock_set_state");
 const INET: &str = "CONFIG_INET=y";
 
 const fn hook(program: &'static str, point: Point, remedy: &'static str) -> Hook {
@@ -67,6 +94,7 @@ pub fn plans(limits: &Limits) -> Vec<Plan> {
         plan(flows_a, Kind::Hash, flow_key, size_of::<FlowRow>(), flow_rows(limits)),
         plan(flows_b, Kind::Hash, flow_key, size_of::<FlowRow>(), flow_rows(limits)),
         plan(map::TCP_SOCKETS, Kind::SocketStorage, 4, size_of::<Socket>(), limits.sockets),
+        plan(map::TCP_BY_ADDRESS, Kind::Hash, 8, size_of::<Socket>(), limits.sockets),
         plan(map::TCP_LISTENERS, Kind::Hash, 8, 8, LISTENERS),
     ]
 }
@@ -141,6 +169,8 @@ impl TcpTotals {
 /// The running probe.
 pub struct Tcp {
     sweep: Option<Iter>,
+    /// The map that remembers sockets.
+    sockets: &'static str,
     /// Those that adopt open connections, by name.
     adopt: Vec<(&'static str, Iter)>,
     /// Ticks since connections were last left out.
@@ -168,10 +198,14 @@ impl Tcp {
         // Without them connections older than the agent are counted as lost when they end.
         let adopt = [program::TCP_LISTEN, program::TCP_ADOPT].into_iter();
         let adopt = adopt.filter_map(|name| Some((name, kernel.take_iterator(name)?))).collect();
-        let sweep = kernel.take_iterator(program::TCP_SWEEP);
+        let walk = kernel.take_iterator(program::TCP_WALK);
+        let sockets = if walk.is_some() { map::TCP_BY_ADDRESS } else { map::TCP_SOCKETS };
+        // A walk adopts, too.
+        let sweep = kernel.take_iterator(program::TCP_SWEEP).or(walk);
         let both = |[a, b]: [&str; 2]| Ok::<_, anyhow::Error>([kernel.map(a)?, kernel.map(b)?]);
         let tcp = Self {
             sweep,
+            sockets,
             adopt,
             calm_ticks: 0,
             bank: Bank::new(kernel.map(map::TCP_BANK)?, size_of::<TcpBank>(), possible_cpus()?),
@@ -187,7 +221,9 @@ impl Tcp {
 
     /// Follows the connections that are open and not followed.
     fn adopt(&self) {
-        for (name, iter) in &self.adopt {
+        let walk = self.sweep.as_ref().filter(|_| self.sockets == map::TCP_BY_ADDRESS);
+        let adopt = self.adopt.iter().map(|(name, iter)| (*name, iter));
+        for (name, iter) in adopt.chain(walk.map(|walk| (program::TCP_WALK, walk))) {
             if let Err(error) = iter.run() {
                 tracing::warn!("cannot adopt open connections: iterator `{name}`: {error}");
             }
@@ -276,7 +312,7 @@ impl Reader for Tcp {
         let mut entries =
             [bank_rows(control, Table::Tcp, map::TCP_ROWS), bank_rows(control, Table::Flow, map::FLOW_ROWS)]
                 .concat();
-        entries.push((map::TCP_SOCKETS, control.sockets()));
+        entries.push((self.sockets, control.sockets()));
         entries
     }
 
