@@ -244,6 +244,20 @@ mod tests {
     }
 
     #[test]
+    fn the_build_sees_every_member_of_the_workspace() -> Result<()> {
+        // cargo reads all of their manifests, whichever it builds.
+        let metadata =
+            cargo_metadata::MetadataCommand::new().current_dir(workspace::root()).no_deps().exec()?;
+        let seen = read(".dockerignore")?;
+        for package in metadata.workspace_packages() {
+            let folder = package.manifest_path.parent().context("a manifest without a folder")?;
+            let folder = workspace::shown(folder.as_std_path());
+            assert!(seen.lines().any(|line| line == format!("!/{folder}")), "{folder} is ignored");
+        }
+        Ok(())
+    }
+
+    #[test]
     fn the_image_and_the_manifest_have_the_version() -> Result<()> {
         let version = env!("CARGO_PKG_VERSION");
         assert_eq!(wanted()?.rsplit(':').next(), Some(version));
