@@ -155,7 +155,8 @@ fn left(plans: &[Plan]) -> Vec<String> {
         }
     }
     let line = |((test, reason), on): (&(String, String), Vec<&str>)| {
-        format!("{test} on {}: {reason}", on.join(", "))
+        let on = if on.len() == plans.len() { "every kernel".to_owned() } else { on.join(", ") };
+        format!("{test} on {on}: {reason}")
     };
     kernels.into_iter().map(line).collect()
 }
