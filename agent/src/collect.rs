@@ -167,9 +167,9 @@ impl Collector {
         self.lock().budget.settings()
     }
 
-    /// A probe was attached or detached.
-    pub fn attached(&self, probe: Probe, attached: bool, at: Instant) {
-        self.lock().budget.attached(probe, attached, at);
+    /// A probe was attached or detached, which took so many seconds of CPU.
+    pub fn attached(&self, probe: Probe, attached: bool, at: Instant, cpu_seconds: f64) {
+        self.lock().budget.attached(probe, attached, at, cpu_seconds);
     }
 
     /// Changes the CPU budget.

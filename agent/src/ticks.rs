@@ -11,6 +11,7 @@ use tokio::{
 use crate::{
     budget::{
         controller::Setting,
+        meter::thread_seconds,
         windows::{Plan, TICK, Windows},
     },
     collect::Collector,
@@ -86,7 +87,7 @@ async fn switch(
     }
     let (site, control) = (Arc::clone(site), Arc::clone(control));
     let switched = move || {
-        let probe = attachment.probe;
+        let (probe, cpu_seconds) = (attachment.probe, thread_seconds());
         if let Some(duty_log2) = duty_log2 {
             control.set_duty(probe, duty_log2);
             if let Err(error) = attachment.attach() {
@@ -102,7 +103,7 @@ async fn switch(
             attachment.detach();
         }
         let at = Instant::now();
-        site.collector.attached(probe, duty_log2.is_some(), at);
+        site.collector.attached(probe, duty_log2.is_some(), at, thread_seconds() - cpu_seconds);
         (attachment, at)
     };
     // The work does not panic, and the runtime only stops at the end.

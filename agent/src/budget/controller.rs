@@ -8,11 +8,11 @@
 //!   the relative variance of its totals, n being its events per tick.
 //! * When all periods are at their limit, or the runs that are passed over alone cost too much, a probe is attached for a
 //!   share of the time only: a power of two, so that weights stay powers of two.
-//! * **Recovery** is slow: one step of one probe per tick, only when the plan with that step stays below a lower mark, and
+//! * **Recovery** is slow: one step of one probe at a time, at most half of the way, only when the plan with that step stays below a lower mark, and
 //!   only after [`CALM_TICKS`] such ticks in a row.
 //!
-//! **Why it does not oscillate.** A shedding step halves a part of the cost, so the plan after shedding lies below the
-//! target, and a recovery step at most doubles it. The plan is evaluated with the step before it is taken and must lie below
+//! **Why it does not oscillate.** A shedding step at most halves the cost, so the plan after shedding lies not far below
+//! the target. Before a recovery step is taken the plan is evaluated with the step before it is taken and must lie below
 //! [`RECOVER`] of the budget, while shedding begins at [`TARGET`]: at a constant load a step that recovery takes is never
 //! one that shedding takes back. A load that swings within the calm ticks is met by its highest cost.
 
@@ -30,7 +30,7 @@ pub const RECOVER: f64 = 0.65;
 /// Ticks in a row in which it must: three seconds.
 pub const CALM_TICKS: u32 = 6;
 /// Smallest share of the time that a probe is attached for, as a power of two.
-pub const MAX_DUTY_LOG2: u64 = 6;
+pub const MAX_DUTY_LOG2: u64 = 7;
 
 /// What a hot probe was asked to do in the last tick, scaled to a probe that is attached all the time.
 #[derive(Clone, Copy, Debug)]
@@ -45,12 +45,14 @@ pub struct Load {
     pub event_seconds: f64,
     /// What its information is worth beside that of others.
     pub worth: f64,
+    /// Cores that attaching and detaching it for a window in every tick takes.
+    pub switch_cores: f64,
 }
 
 /// What the last tick cost.
 #[derive(Clone, Debug, Default)]
 pub struct Cost {
-    /// Cores that cannot be shed: the process and the programs that count every event.
+    /// Cores that cannot be shed: the process without what windows take, and the programs that count every event.
     pub fixed_cores: f64,
     /// Seconds that a run costs whose event is passed over.
     pub run_seconds: f64,
@@ -146,7 +148,8 @@ impl Controller {
         let of = |setting: &Setting| {
             let Some(load) = load_of(cost, setting.probe) else { return 0.0 };
             let taken = load.events * (-(setting.period_log2 as f64)).exp2() * load.event_seconds;
-            (load.runs * cost.run_seconds + taken) * (-(setting.duty_log2 as f64)).exp2()
+            let switching = if setting.duty_log2 > 0 { load.switch_cores } else { 0.0 };
+            (load.runs * cost.run_seconds + taken) * (-(setting.duty_log2 as f64)).exp2() + switching
         };
         cost.fixed_cores + settings.iter().map(of).sum::<f64>()
     }
@@ -211,11 +214,12 @@ fn steps(setting: &Setting) -> impl Iterator<Item = Setting> {
     })
 }
 
-/// The inverse steps.
+/// The steps back: by one, or by half of the way when the plan allows that much.
 fn steps_back(setting: &Setting) -> impl Iterator<Item = Setting> {
-    let shorter = setting.period_log2.checked_sub(1).map(|period_log2| Setting { period_log2, ..*setting });
-    let oftener = setting.duty_log2.checked_sub(1).map(|duty_log2| Setting { duty_log2, ..*setting });
-    [shorter, oftener].into_iter().flatten()
+    let of = |log2: u64| [log2.checked_sub(1), (log2 > 1).then_some(log2 / 2)].into_iter().flatten();
+    let shorter = of(setting.period_log2).map(|period_log2| Setting { period_log2, ..*setting });
+    let oftener = of(setting.duty_log2).map(|duty_log2| Setting { duty_log2, ..*setting });
+    shorter.chain(oftener)
 }
 
 /// What a probe's estimates lose: the relative variance of its total over a tick, times its worth. The variance is (N-1)/n for the period, and (D-1) for a share 1/D of the time,
@@ -238,8 +242,22 @@ mod tests {
             fixed_cores: 0.001,
             run_seconds: 60e-9,
             loads: vec![
-                Load { probe: Probe::Disk, runs: disk, events: disk, event_seconds: 600e-9, worth: 1.0 },
-                Load { probe: Probe::Udp, runs: udp, events: udp, event_seconds: 300e-9, worth: 1.0 },
+                Load {
+                    probe: Probe::Disk,
+                    runs: disk,
+                    events: disk,
+                    event_seconds: 600e-9,
+                    worth: 1.0,
+                    switch_cores: 5e-4,
+                },
+                Load {
+                    probe: Probe::Udp,
+                    runs: udp,
+                    events: udp,
+                    event_seconds: 300e-9,
+                    worth: 1.0,
+                    switch_cores: 5e-4,
+                },
             ],
         }
     }

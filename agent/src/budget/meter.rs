@@ -70,6 +70,12 @@ impl Meter {
     }
 }
 
+/// CPU seconds that the calling thread took so far.
+pub fn thread_seconds() -> f64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 / NANOS
+}
+
 /// CPU seconds that this process took, in user mode and in system calls; the iterators run in the latter.
 pub fn process_seconds() -> f64 {
     // SAFETY: a struct of integers.

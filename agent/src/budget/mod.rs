@@ -33,6 +33,8 @@ const HOT: [Probe; 2] = [Probe::Disk, Probe::Udp];
 
 /// What a probe's information is worth beside that of a hot one: counting execs and connections one by one is given up last.
 const EXACT_WORTH: f64 = 100.0;
+/// What attaching and detaching a program is taken to cost before it was measured.
+const SWITCH_SECONDS: f64 = 250e-6;
 /// What a full run is taken to cost before one was measured.
 const FULL_RUN_SECONDS: f64 = 500e-9;
 /// How much of the process's highest cost in a second is still planned for a tick later: scrapes come every few seconds, and what
@@ -63,6 +65,10 @@ pub struct Budget {
     burst_ratios: HashMap<usize, f64>,
     attached_seconds: HashMap<usize, f64>,
     attached_since: HashMap<usize, Instant>,
+    /// CPU seconds that windows took in this tick, by probe.
+    switch_seconds: HashMap<usize, f64>,
+    /// Cores that windows of a probe take, as last seen.
+    switch_cores: HashMap<usize, f64>,
 }
 
 impl Budget {
@@ -91,6 +97,8 @@ impl Budget {
             event_seconds: HashMap::new(),
             burst_ratios: HashMap::new(),
             attached_seconds: HashMap::new(),
+            switch_seconds: HashMap::new(),
+            switch_cores: HashMap::new(),
         }
     }
 
@@ -122,9 +130,10 @@ impl Budget {
         self.burst_ratios.get(&(probe as usize)).copied().unwrap_or(share(period_log2))
     }
 
-    /// A probe was attached or detached.
-    pub fn attached(&mut self, probe: Probe, attached: bool, at: Instant) {
+    /// A probe was attached or detached, which took so many seconds of CPU.
+    pub fn attached(&mut self, probe: Probe, attached: bool, at: Instant, cpu_seconds: f64) {
         let index = probe as usize;
+        *self.switch_seconds.entry(index).or_default() += cpu_seconds;
         if attached {
             self.attached_since.entry(index).or_insert(at);
         } else if let Some(since) = self.attached_since.remove(&index) {
@@ -194,8 +203,9 @@ impl Budget {
             *word = if *word > u64::MAX / 2 { 0 } else { *word };
         }
         let process = process_seconds();
+        let switching: f64 = self.switch_seconds.values().sum();
         self.process_ticks.rotate_left(1);
-        self.process_ticks[SECOND - 1] = (process - self.process_seconds) / seconds;
+        self.process_ticks[SECOND - 1] = (process - self.process_seconds - switching).max(0.0) / seconds;
         self.process_seconds = process;
         let second = self.process_ticks.iter().sum::<f64>() / SECOND as f64;
         self.process_cores = second.max(self.process_cores * PROCESS_MEMORY);
@@ -203,6 +213,9 @@ impl Budget {
         let exact = PROGRAMS.iter().filter(|(probe, _)| !self.may_shed.contains(probe));
         let exact = exact.flat_map(|(_, programs)| *programs);
         let exact_ns: u64 = exact.map(|program| self.meter.cost_ns(&delta.of[*program as usize])).sum();
+        for (index, switching) in std::mem::take(&mut self.switch_seconds) {
+            self.switch_cores.insert(index, switching / seconds);
+        }
         let loads =
             self.may_shed.clone().into_iter().filter_map(|probe| self.load(probe, &delta, &slots)).collect();
         let cost = Cost {
@@ -247,6 +260,11 @@ impl Budget {
             // While connections are followed, most of what is done for them is drawn for only once.
             events: events.max(full_runs) / attached,
             event_seconds: *event_seconds,
+            switch_cores: self
+                .switch_cores
+                .get(&index)
+                .copied()
+                .unwrap_or(programs.len() as f64 * SWITCH_SECONDS / TICK.as_secs_f64()),
             worth: if HOT.contains(&probe) { 1.0 } else { EXACT_WORTH },
         })
     }
