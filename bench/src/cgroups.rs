@@ -139,7 +139,13 @@ fn churn(options: &Options) -> Result<String> {
         format!("{:.0}", state.reading.metrics.one("siskin_map_entries", &[("map", "cgroup_notes")]))
     };
     table.row(["notes in the kernel's table of 1024".into(), map(&before), map(&during), map(&after)]);
-    let lost = |metrics: &Metrics| metrics.sum("siskin_lost_total", &[("probe", "cgroup")]);
+    let lost = |reason| {
+        let of = |state: &State| {
+            let labels = [("probe", "cgroup"), ("reason", reason)];
+            state.reading.metrics.sum("siskin_lost_total", &labels)
+        };
+        of(&after) - of(&before)
+    };
     let unknown = |metrics: &Metrics| metrics.sum("siskin_process_execs_total", &[("container", "unknown")]);
     let per_run = |program| {
         let (now, before) = (after.reading.by_kernel(program), before.reading.by_kernel(program));
@@ -147,12 +153,15 @@ fn churn(options: &Options) -> Result<String> {
     };
     Ok(format!(
         "{made} cgroups in {:.0} s ({:.0} a minute) ran a program each and were removed, each with a name of its own; {BUDGET}, a scrape \
-         every {} s. Lost: {:.0}; programs whose workload is unknown: {:.0}. A note of a new cgroup takes {:.0} ns, of one that ended \
+         every {} s. Notes lost: {:.0}. More names between two scrapes than the {:.0} places: {:.0} found none and are in `unknown`, \
+         where {:.0} programs were counted. A note of a new cgroup takes {:.0} ns, of one that ended \
          {:.0} ns, by the kernel's statistics, without the path that the kernel writes for it.\n\n{table}",
         options.seconds,
         f64::from(made) / options.seconds * 60.0,
         SCRAPE.as_secs(),
-        lost(&after.reading.metrics) - lost(&before.reading.metrics),
+        lost("map_full") + lost("long_path"),
+        after.one("siskin_workload_series_limit"),
+        lost("workload_limit"),
         unknown(&after.reading.metrics) - unknown(&before.reading.metrics),
         per_run("cgroup_mkdir"),
         per_run("cgroup_release"),
