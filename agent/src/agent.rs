@@ -128,6 +128,7 @@ pub fn load(enabled: &[Probe], sizes: &Sizes, paths: &Paths) -> anyhow::Result<K
 
 /// Loads the programs, attaches them and gives up what privileges are not needed any more.
 fn start(flags: &Run) -> anyhow::Result<(State, Vec<Attachment>)> {
+    let peers = flags.peers.peers().map_err(anyhow::Error::msg)?;
     let limits = flags.sizes.limits();
     let enabled = flags.collectors.enabled();
     let calibration = Calibration::begin().context("cannot calibrate the meter")?;
@@ -167,7 +168,7 @@ fn start(flags: &Run) -> anyhow::Result<(State, Vec<Attachment>)> {
     }
     // Now, after the programs were attached: cgroups that are there and gone before the first reading have a name too.
     workloads.begin();
-    let flows = FlowTable::new(limits.flows as usize);
+    let flows = FlowTable::new(limits.bounded(limits.flows), peers);
     let cpus = possible_cpus()?;
     let meter = Meter::new(
         Bank::new(kernel.map(map::SLOTS)?, size_of::<Slots>(), cpus),

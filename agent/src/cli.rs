@@ -1,12 +1,21 @@
 //! Flags as data. Names follow the official Prometheus exporters.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use bytesize::ByteSize;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use siskin_ebpf::{MAX_PERIOD_LOG2, Probe};
 
-use crate::{budget::cores, probes::Limits, workload::Roots};
+use crate::{
+    budget::cores,
+    flows::peer::{PeerMode, Peers, Range},
+    probes::Limits,
+    workload::Roots,
+};
 
 /// eBPF host telemetry: network flows, processes and disk I/O, served to Prometheus.
 #[derive(Debug, Parser)]
@@ -81,6 +90,10 @@ pub struct Run {
     /// How large the tables are
     #[command(flatten)]
     pub sizes: Sizes,
+
+    /// How the remote ends of flows are shown
+    #[command(flatten)]
+    pub peers: PeerFlags,
 
     /// Where the host's file systems are
     #[command(flatten)]
@@ -183,7 +196,7 @@ pub struct Sizes {
     #[arg(long = "budget.memory", value_name = "BYTES", default_value = "64MiB", value_parser = bytes)]
     pub memory: u64,
 
-    /// Most rows in the flow table; the rest is added up in peer="other"
+    /// Most flows with series of their own, the busiest; the rest is added up in peer="other"
     #[arg(long = "flows.max-series", value_name = "ROWS", default_value_t = 1000, value_parser = rows())]
     pub flows: u32,
 
@@ -191,7 +204,7 @@ pub struct Sizes {
     #[arg(long = "workloads.max-series", value_name = "ROWS", default_value_t = 2048, value_parser = rows())]
     pub workloads: u32,
 
-    /// Most command names with series of their own; the rest is added up in comm="other"
+    /// Most command names with series of their own, the busiest; the rest is added up in comm="other"
     #[arg(long = "process.max-comms", value_name = "ROWS", default_value_t = 128, value_parser = rows())]
     pub comms: u32,
 
@@ -202,13 +215,62 @@ pub struct Sizes {
     /// Most TCP sockets followed at once; more are counted as lost
     #[arg(long = "tcp.max-sockets", value_name = "SOCKETS", default_value_t = 65536, value_parser = rows())]
     pub sockets: u32,
+
+    /// How long series of flows and command names that make room for busier ones are served unchanged before they go: longer
+    /// than any scraper's interval
+    #[arg(long = "series.min-idle", value_name = "DURATION", default_value = "2m", value_parser = duration)]
+    pub min_idle: Duration,
+
+    /// How long series of flows and command names stay to which nothing is added
+    #[arg(long = "series.max-idle", value_name = "DURATION", default_value = "1h", value_parser = duration)]
+    pub max_idle: Duration,
 }
 
 impl Sizes {
-    /// The sizes as the probes take them.
+    /// The sizes as the probes take them, from now on.
     pub fn limits(&self) -> Limits {
-        let Self { memory: _, flows, workloads, comms, devices, sockets } = *self;
-        Limits { workloads, flows, devices, sockets, comms }
+        let Self { memory: _, flows, workloads, comms, devices, sockets, min_idle, max_idle } = *self;
+        let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+        Limits { workloads, flows, devices, sockets, comms, min_idle, max_idle, started }
+    }
+}
+
+/// How the remote ends of flows are shown.
+#[derive(Args, Debug)]
+pub struct PeerFlags {
+    /// How much of a remote address is shown
+    #[arg(long = "flows.peer", value_name = "MODE", default_value = "address")]
+    mode: PeerMode,
+
+    /// Bits of an IPv4 address that --flows.peer=prefix shows
+    #[arg(long = "flows.peer-prefix-v4", value_name = "BITS", default_value_t = 24, value_parser = clap::value_parser!(u8).range(0..=32))]
+    prefix_v4: u8,
+
+    /// Bits of an IPv6 address that --flows.peer=prefix shows
+    #[arg(long = "flows.peer-prefix-v6", value_name = "BITS", default_value_t = 64, value_parser = clap::value_parser!(u8).range(0..=128))]
+    prefix_v6: u8,
+
+    /// A name that is shown, in every mode, for the addresses of a network, such as office=192.0.2.0/24; may be given several
+    /// times, the longest prefix counts
+    #[arg(long = "flows.peer-range", value_name = "NAME=NETWORK")]
+    ranges: Vec<Range>,
+
+    /// Give flows with this host itself (127.0.0.0/8, ::1) series of their own (default)
+    #[arg(long = "flows.loopback", action = ArgAction::SetTrue, overrides_with = "no_loopback")]
+    loopback: bool,
+    /// Add flows with this host itself to peer="other"
+    #[arg(long = "no-flows.loopback", action = ArgAction::SetTrue, overrides_with = "loopback")]
+    no_loopback: bool,
+}
+
+impl PeerFlags {
+    /// The names of peers.
+    ///
+    /// # Errors
+    /// When two ranges are the same network.
+    pub fn peers(&self) -> Result<Peers, String> {
+        let Self { mode, prefix_v4, prefix_v6, ranges, loopback: _, no_loopback } = self;
+        Peers::new(*mode, [*prefix_v4, *prefix_v6], ranges.clone(), !no_loopback)
     }
 }
 
@@ -361,6 +423,12 @@ mod tests {
             "--budget.memory=",
             "--budget.memory=much",
             "--flows.max-series=0",
+            "--flows.peer=name",
+            "--flows.peer-prefix-v4=33",
+            "--flows.peer-prefix-v6=129",
+            "--flows.peer-range=192.0.2.0/24",
+            "--flows.peer-range=a=192.0.2.1/24",
+            "--series.min-idle=long",
             "--log.level=loud",
         ] {
             assert!(Cli::try_parse_from(["siskin", "run", wrong]).is_err(), "{wrong}");

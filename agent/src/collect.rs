@@ -72,6 +72,9 @@ pub struct State {
     readings: HashMap<&'static str, Reading>,
     heartbeat: f64,
     last: Option<(Instant, Arc<Snapshot>)>,
+    /// Nothing was read since the last snapshot, so what it shows is what there is.
+    is_shown: bool,
+    began: Instant,
     process: ProcessCollector,
 }
 
@@ -95,6 +98,8 @@ impl State {
             readings: HashMap::new(),
             heartbeat: 0.0,
             last: None,
+            is_shown: false,
+            began: Instant::now(),
             process: ProcessCollector::for_self(),
         }
     }
@@ -125,8 +130,23 @@ impl Collector {
         state.last = None;
         let snapshot = Arc::new(state.describe());
         state.workloads.described();
+        state.is_shown = true;
         state.last = Some((Instant::now(), Arc::clone(&snapshot)));
         snapshot
+    }
+
+    /// Says that this snapshot was served as metrics. Series whose last value was in it may leave; not when the kernel was
+    /// read again meanwhile, because the snapshot then lacks what that brought.
+    pub fn scraped(&self, snapshot: &Arc<Snapshot>) {
+        let mut state = self.lock();
+        let State { flows, readers, is_shown, last, began, .. } = &mut *state;
+        if *is_shown && last.as_ref().is_some_and(|(_, last)| Arc::ptr_eq(last, snapshot)) {
+            let now = began.elapsed();
+            flows.table.scraped(now);
+            for reader in readers {
+                reader.scraped(now);
+            }
+        }
     }
 
     /// Reads the probes whose tables fill up, so that no row is refused. Costs next to nothing when none does.
@@ -188,12 +208,15 @@ impl State {
     fn read(&mut self, wanted: impl Fn(bool) -> bool) {
         let mut all = !self.readers.is_empty();
         self.workloads.begin();
-        self.workloads.retire(&self.flows.workloads());
+        let (flows, workloads) = (&mut self.flows, &mut self.workloads);
+        flows.retire(|id| workloads.is_over(id));
+        workloads.retire(&flows.workloads());
         for reader in &mut self.readers {
             if !wanted(reader.fills_up(&self.kernel.control)) {
                 all = false;
                 continue;
             }
+            self.is_shown = false;
             let begin = Instant::now();
             let result = reader.read(&self.kernel.control, &mut self.workloads, &mut self.flows);
             let reading = Reading { seconds: begin.elapsed().as_secs_f64(), success: result.is_ok() };
@@ -207,6 +230,7 @@ impl State {
         let gone = self.workloads.retired();
         if !gone.is_empty() {
             self.readers.iter_mut().for_each(|reader| reader.forget(&gone));
+            self.flows.forget(&gone);
         }
         if all {
             self.workloads.forget_gone();

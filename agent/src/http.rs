@@ -117,6 +117,7 @@ async fn respond(request: &Request<Incoming>, site: Arc<Site>) -> Response<Full<
         return plain(StatusCode::NOT_FOUND, "no such page; see /\n");
     }
     let path = path.to_owned();
+    let has_body = request.method() == Method::GET;
     // Reading the kernel takes milliseconds; the thread that answers /healthz does not wait for it.
     let made = tokio::task::spawn_blocking(move || {
         let snapshot = site.collector.snapshot();
@@ -126,7 +127,12 @@ async fn respond(request: &Request<Incoming>, site: Arc<Site>) -> Response<Full<
                 reply(StatusCode::OK, "text/html; charset=utf-8", page::html(&snapshot, &site.telemetry_path))
             }
             _ => match metrics::text(&snapshot.families) {
-                Ok(text) => reply(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text),
+                Ok(text) => {
+                    if has_body {
+                        site.collector.scraped(&snapshot);
+                    }
+                    reply(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text)
+                }
                 Err(error) => {
                     plain(StatusCode::INTERNAL_SERVER_ERROR, &format!("cannot write metrics: {error}\n"))
                 }

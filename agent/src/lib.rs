@@ -4,6 +4,7 @@
 //! ([`probes`], [`workload`], [`flows`]), the totals are described as metrics ([`metrics`]) and served ([`http`]).
 
 pub mod agent;
+pub mod bounded;
 pub mod budget;
 pub mod check;
 pub mod cli;

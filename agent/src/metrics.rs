@@ -188,6 +188,7 @@ metrics! {
         "What could not be counted where it belongs, by reason.";
     FLOW_SERIES = Gauge Agent "siskin_flow_series" [] "Rows in the flow table, with the rows for the rest.";
     FLOW_SERIES_LIMIT = Gauge Agent "siskin_flow_series_limit" [] "Most rows in the flow table, without the rows for the rest.";
+    FLOW_DEPARTURES = Counter Agent "siskin_flow_departures_total" [] "Rows that left the flow table.";
     WORKLOAD_LOOKUPS = Counter Agent "siskin_workload_lookups_total" ["outcome"]
         "Cgroups that did something and were looked up, by what they turned out to be. One that is nowhere is looked for again, after 1 s, 2 s, 4 s and so on.";
     WORKLOAD_SERIES = Gauge Agent "siskin_workload_series" [] "Workloads that have series of their own.";

@@ -2,17 +2,26 @@
 //!
 //! When a change is meant, run with `SISKIN_UPDATE_GOLDEN=1` and read the difference.
 
-use std::{fs, path::Path};
+use std::{fs, net::IpAddr, path::Path, time::Duration};
 
 use siskin::{
-    flows::{FlowId, FlowTable, Peer, Protocol},
+    bounded,
+    flows::{FlowTable, Protocol, peer::Peers},
     metrics::{self, Exposition},
     probes::{disk::DiskTotals, process::ProcessTotals, tcp::TcpTotals},
     workload::{Id, Labels, Roots, Workloads},
 };
 use siskin_ebpf::{
-    DiskOp, DiskRow, DiskWorkloadRow, FlowRow, Latency, Lifetime, Loss, ProcessRow, Role, TcpRow, UdpRow,
-    Words as _,
+    DiskOp, DiskRow, DiskWorkloadRow, FlowKey, FlowRow, Latency, Lifetime, Loss, PROTOCOL_TCP, ProcessRow,
+    Role, TcpRow, UdpRow, Words as _,
+};
+
+/// Tables of two rows, which leave as soon as they were served.
+const LIMITS: bounded::Limits = bounded::Limits {
+    rows: 2,
+    min_idle: Duration::ZERO,
+    max_idle: Duration::from_secs(3600),
+    first_departure: 1_700_000_000,
 };
 
 fn workloads() -> (Workloads, Id, Id) {
@@ -27,7 +36,7 @@ fn workloads() -> (Workloads, Id, Id) {
 }
 
 fn process(unit: Id, pod: Id) -> ProcessTotals {
-    let mut totals = ProcessTotals::new(2);
+    let mut totals = ProcessTotals::new(LIMITS);
     totals.workloads.add(unit, &ProcessRow { execs: 12, forks: 20, exits: [9, 2, 1], oom_kills: 0 });
     totals.workloads.add(pod, &ProcessRow { execs: 1, forks: 0, exits: [0, 0, 3], oom_kills: 1 });
     for (comm, execs) in [("sh", 7), ("a \"b\"", 3), ("late", 2), ("sh", 1)] {
@@ -45,19 +54,25 @@ fn process(unit: Id, pod: Id) -> ProcessTotals {
 }
 
 fn tcp(unit: Id, pod: Id) -> (TcpTotals, FlowTable) {
-    let (mut totals, mut flows) = (TcpTotals::default(), FlowTable::new(2));
+    let (mut totals, mut flows) = (TcpTotals::default(), FlowTable::new(LIMITS, Peers::addresses()));
     totals
         .workloads
         .add(unit, &TcpRow { opened: [5, 30], alive: [2, 2], failed: [2, 1, 3, 0], retransmits: 17 });
-    let flow = |workload, role, peer: &str, port| {
-        let peer = Peer::Address(peer.parse().expect("an address"));
-        FlowId { workload, protocol: Protocol::Tcp, role, peer, port }
+    let key = |role, peer: &str, port| {
+        let peer = match peer.parse().expect("an address") {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+            IpAddr::V6(v6) => v6.octets(),
+        };
+        FlowKey { cgroup: 1, peer, port, protocol: PROTOCOL_TCP, role: role as u8, padding: 0 }
     };
     let row =
         |sent_bytes, received_bytes| FlowRow { sent_bytes, received_bytes, connections: 2, retransmits: 1 };
-    flows.add(flow(unit, Role::Server, "192.0.2.7", 443), &row(1000, 200));
-    flows.add(flow(pod, Role::Client, "2001:db8::5", 5432), &row(70, 90_000));
-    flows.add(flow(pod, Role::Client, "192.0.2.9", 80), &row(1, 2));
+    flows.add(&key(Role::Server, "198.51.100.1", 22), pod, &row(31, 41));
+    flows.add(&key(Role::Server, "192.0.2.7", 443), unit, &row(1000, 200));
+    flows.add(&key(Role::Client, "2001:db8::5", 5432), pod, &row(70, 90_000));
+    flows.add(&key(Role::Client, "192.0.2.9", 80), pod, &row(1, 2));
+    flows.table.scraped(Duration::from_secs(15));
+    flows.add(&key(Role::Client, "2001:db8::5", 5432), pod, &row(5, 6));
     let datagrams = UdpRow { bytes: [640, 0], datagrams: [10, 0] };
     flows.add_other(Protocol::Udp, Role::Client, &datagrams);
     let mut bank = totals.bank;

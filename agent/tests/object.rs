@@ -1,6 +1,6 @@
 //! The embedded object against the lists that user space goes by, and the facts against BTF of several kernels.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
 use siskin::{
     kernel::{
@@ -15,7 +15,16 @@ use siskin::{
 };
 use siskin_ebpf::Probe;
 
-const LIMITS: Limits = Limits { workloads: 10, flows: 10, devices: 10, sockets: 10, comms: 10 };
+const LIMITS: Limits = Limits {
+    workloads: 10,
+    flows: 10,
+    devices: 10,
+    sockets: 10,
+    comms: 10,
+    min_idle: Duration::ZERO,
+    max_idle: Duration::ZERO,
+    started: 0,
+};
 
 fn object() -> aya_obj::Object {
     aya_obj::Object::parse(OBJECT).expect("the object parses")

@@ -11,5 +11,6 @@ pub mod guest;
 pub mod kubelet;
 pub mod metrics;
 pub mod netns;
+pub mod pair;
 pub mod tcp;
 pub mod udp;

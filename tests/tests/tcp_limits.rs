@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    net::SocketAddr,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     thread,
     time::Duration,
@@ -13,7 +12,8 @@ use siskin_tests::{
     cgroup::Cgroup,
     guest::is_guest,
     metrics::Metrics,
-    tcp::{Load, failed, flow, open, opened, scrape},
+    pair::{Pair, SUMS, minus, moved, plus},
+    tcp::{Load, failed, flow, open, opened},
 };
 
 fn load(cgroup: &Cgroup) -> Load {
@@ -24,84 +24,11 @@ fn lost(metrics: &Metrics, reason: &str) -> f64 {
     metrics.one("siskin_lost_total", &[("probe", "tcp"), ("reason", reason)])
 }
 
-/// What is summed over a whole flow table.
-const SUMS: [&str; 3] =
-    ["siskin_flow_sent_bytes_total", "siskin_flow_received_bytes_total", "siskin_flow_connections_total"];
-
-/// What each of [`SUMS`] was, or grew by: at clients' ends, then at servers'.
-type Sums = [f64; 6];
-
-fn sums(metrics: &Metrics, labels: &[(&str, &str)]) -> Sums {
-    let of = |role, index| metrics.sum(SUMS[index], &[labels, &[("role", role)]].concat());
-    std::array::from_fn(|index| of(["client", "server"][index / 3], index % 3))
-}
-
-/// What connections add up to whose clients sent and received so many bytes.
-fn moved(up: u64, down: u64, connections: u64) -> Sums {
-    [up, down, connections, down, up, connections].map(|value| value as f64)
-}
-
-fn plus(a: Sums, b: Sums) -> Sums {
-    std::array::from_fn(|index| a[index] + b[index])
-}
-
-fn minus(a: Sums, b: Sums) -> Sums {
-    plus(a, b.map(|value| -value))
-}
-
-/// Two agents that see the same: one whose tables are too small, and one whose tables say what traffic of the machine was
-/// not the test's.
-struct Pair<'a> {
-    small: Agent,
-    large: Agent,
-    cgroups: [&'a Cgroup; 2],
-    /// What scrapes moved so far.
-    scrapes: Sums,
-}
-
-impl Pair<'_> {
-    /// Scrapes, and says what scrapes had moved when the agent read.
-    fn scrape(&mut self, address: SocketAddr) -> (Metrics, Sums) {
-        let (metrics, bytes) = scrape(address);
-        // Its own connection and request, but not its answer.
-        let own = plus(self.scrapes, moved(bytes.request, 0, 1));
-        self.scrapes = plus(own, moved(0, bytes.answer, 0));
-        (metrics, own)
-    }
-
-    /// What the large agent saw that was neither of these cgroups nor a scrape.
-    fn foreign(&mut self) -> Sums {
-        let (metrics, _) = self.scrape(self.large.address);
-        let mut foreign = sums(&metrics, &[]);
-        for cgroup in self.cgroups {
-            foreign = minus(foreign, sums(&metrics, &cgroup.labels()));
-        }
-        for agent in [&self.small, &self.large] {
-            foreign = minus(foreign, sums(&metrics, &[("port", &agent.address.port().to_string())]));
-        }
-        foreign
-    }
-
-    /// Reads the small agent while nobody else moves a byte: what the cgroups moved, and the metrics.
-    fn read(&mut self) -> (Sums, Metrics) {
-        let mut foreign = self.foreign();
-        for _ in 0..500 {
-            let (metrics, own) = self.scrape(self.small.address);
-            let before = std::mem::replace(&mut foreign, self.foreign());
-            if before == foreign {
-                return (minus(sums(&metrics, &[]), plus(own, foreign)), metrics);
-            }
-        }
-        panic!("this machine is never quiet");
-    }
-}
-
 #[test]
 fn what_overflows_both_flow_tables_is_in_the_other_row_to_the_byte() {
     let (here, there) = (Cgroup::new("client"), Cgroup::new("server"));
-    // Five rows in the agent's table, and twice as many in each of the kernel's.
-    let small = Agent::start(&["--flows.max-series=5"]);
-    let mut pair = Pair { small, large: Agent::start(&[]), cgroups: [&here, &there], scrapes: [0.0; 6] };
+    // Five rows in the agent's table, and four times as many in each of the kernel's.
+    let mut pair = Pair::start(&["--flows.max-series=5"], [&here, &there]);
     let (mut client, mut server) = (load(&here), load(&there));
     let services: Vec<_> = (1..=50).map(|index| (index, server.ask("listen 127.0.0.1:0"))).collect();
     let (base, before) = pair.read();

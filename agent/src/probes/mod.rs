@@ -1,10 +1,11 @@
 //! The probes: one file each says what it attaches, which maps it has, how they are read, and what they mean.
 
-use std::{collections::HashSet, io};
+use std::{collections::HashSet, io, time::Duration};
 
 use siskin_ebpf::{LOSSES, Loss, Probe, Slots, Table};
 
 use crate::{
+    bounded,
     flows::FlowTable,
     kernel::{control::Control, hook::Group, loader::Kernel, memory::Plan},
     metrics::{self, Exposition, Metric},
@@ -30,6 +31,20 @@ pub struct Limits {
     pub sockets: u32,
     /// Command names with series of their own.
     pub comms: u32,
+    /// How long a row that makes room for a busier one is served unchanged before it goes.
+    pub min_idle: Duration,
+    /// How long a row to which nothing is added stays while nobody needs its place.
+    pub max_idle: Duration,
+    /// Unix seconds at the start: numbers of what departed follow it.
+    pub started: u64,
+}
+
+impl Limits {
+    /// The limits of a table of the busiest with so many rows.
+    pub const fn bounded(&self, rows: u32) -> bounded::Limits {
+        let Self { min_idle, max_idle, started, .. } = *self;
+        bounded::Limits { rows: rows as usize, min_idle, max_idle, first_departure: started }
+    }
 }
 
 /// A running probe.
@@ -63,6 +78,9 @@ pub trait Reader: Send {
 
     /// Lets go of workloads that are gone.
     fn forget(&mut self, _gone: &HashSet<Id>) {}
+
+    /// What was described last was scraped at `now`, and nothing was read since.
+    fn scraped(&mut self, _now: Duration) {}
 
     /// Whether a table fills up and should be read before the next scrape.
     fn fills_up(&self, control: &Control) -> bool;

@@ -1,9 +1,6 @@
 //! The process probe: execs, forks, exits, lifetimes and OOM kills by workload, and execs by command name.
 
-use std::{
-    collections::{HashMap, HashSet},
-    io,
-};
+use std::{collections::HashSet, io, time::Duration};
 
 use siskin_ebpf::{
     CommRow, Loss, Outcome, Probe, ProcessBank, ProcessRow, Program, Slots, Table, Words as _, map, program,
@@ -11,6 +8,7 @@ use siskin_ebpf::{
 
 use super::{Limits, Reader, bank_rows, describe_losses};
 use crate::{
+    bounded::{self, Bounded},
     estimate::{Clusters, Draws, Sums, Variances, variance},
     flows::FlowTable,
     kernel::{
@@ -39,6 +37,12 @@ const fn hook(program: &'static str, tracepoint: &'static str) -> Hook {
 /// Processes whose end is remembered, on kernels that do not name the last thread: more than can end at one moment.
 const EXITED: u32 = 1024;
 
+/// Rows in the kernel's table of command names. Who has a series is decided among those that have a row here between two
+/// readings: room for many more than have one.
+const fn comm_rows(limits: &Limits) -> u32 {
+    limits.comms.saturating_mul(4)
+}
+
 /// The probe's maps.
 pub fn plans(limits: &Limits) -> Vec<Plan> {
     let rows = |name, key_bytes, value_bytes: usize, entries| Plan {
@@ -60,8 +64,8 @@ pub fn plans(limits: &Limits) -> Vec<Plan> {
         },
         rows(workloads_a, 8, size_of::<ProcessRow>(), limits.workloads),
         rows(workloads_b, 8, size_of::<ProcessRow>(), limits.workloads),
-        rows(comms_a, 16, size_of::<CommRow>(), limits.comms),
-        rows(comms_b, 16, size_of::<CommRow>(), limits.comms),
+        rows(comms_a, 16, size_of::<CommRow>(), comm_rows(limits)),
+        rows(comms_b, 16, size_of::<CommRow>(), comm_rows(limits)),
         rows(map::EXITED, 16, 8, EXITED),
     ]
 }
@@ -71,37 +75,39 @@ pub fn plans(limits: &Limits) -> Vec<Plan> {
 pub struct ProcessTotals {
     /// Counters by workload.
     pub workloads: Totals<ProcessRow>,
-    /// Execs by command name, for the names that have a series.
-    pub comms: HashMap<String, u64>,
-    /// Execs of all other names, user space's part.
-    pub comms_other: u64,
+    /// Execs by command name.
+    pub comms: Bounded<Comm, 1>,
     /// The bank as last read: it only grows.
     pub bank: ProcessBank,
-    max_comms: usize,
+}
+
+/// A command name, as its label shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Comm(String);
+
+impl bounded::Key for Comm {
+    const GROUPS: usize = 1;
+
+    fn group(&self) -> usize {
+        0
+    }
 }
 
 impl ProcessTotals {
-    /// Nothing counted; at most `max_comms` names get a series.
-    pub fn new(max_comms: u32) -> Self {
-        Self {
-            workloads: Totals::default(),
-            comms: HashMap::new(),
-            comms_other: 0,
-            bank: ProcessBank::zero(),
-            max_comms: max_comms as usize,
-        }
+    /// Nothing counted; names get so many series.
+    pub fn new(comms: bounded::Limits) -> Self {
+        Self { workloads: Totals::default(), comms: Bounded::new(comms), bank: ProcessBank::zero() }
     }
 
     /// Adds execs of one command.
     pub fn add_comm(&mut self, comm: [u8; 16], execs: u64) {
         let end = comm.iter().position(|byte| *byte == 0).unwrap_or(comm.len());
         let name = String::from_utf8_lossy(&comm[..end]);
-        if let Some(count) = self.comms.get_mut(name.as_ref()) {
-            *count += execs;
-        } else if self.comms.len() < self.max_comms && name != OTHER {
-            self.comms.insert(name.into_owned(), execs);
+        // What would look like a row for the rest is added to it.
+        if name == OTHER || name.starts_with(DEPARTED) {
+            self.comms.add_other(0, &[execs]);
         } else {
-            self.comms_other += execs;
+            self.comms.add(Comm(name.into_owned()), &[execs]);
         }
     }
 
@@ -121,17 +127,23 @@ impl ProcessTotals {
             out.counter(&metrics::PROCESS_OOM_KILLS, &labels("")[..3], row.oom_kills as f64);
         }
         out.histogram(&metrics::PROCESS_LIFETIME, &[], &self.bank.lifetime, metrics::LIFETIME_BOUNDS);
-        for (comm, execs) in &self.comms {
+        for (Comm(comm), [execs]) in self.comms.rows() {
             out.counter(&metrics::PROCESS_COMM_EXECS, &[comm], *execs as f64);
         }
-        let other = self.comms_other + self.bank.comm_other.execs;
+        let [other] = self.comms.other(0);
+        let other = other + self.bank.comm_other.execs;
         out.counter(&metrics::PROCESS_COMM_EXECS, &[OTHER], other as f64);
+        if let Some((number, [execs])) = self.comms.departed(0) {
+            out.counter(&metrics::PROCESS_COMM_EXECS, &[&format!("{DEPARTED}{number}")], *execs as f64);
+        }
         describe_losses(Probe::Process, &self.bank.lost, &[Loss::MapFull], out);
     }
 }
 
 /// The name of the row for everything without one of its own.
 const OTHER: &str = "other";
+/// How the name begins of what rows held that left.
+const DEPARTED: &str = "departed-";
 
 /// The unit of the variance of lifetimes, in nanoseconds.
 const LIFETIME_UNIT: f64 = 65_536.0;
@@ -159,8 +171,8 @@ impl Process {
         Ok(Self {
             bank: Bank::new(kernel.map(map::PROCESS_BANK)?, size_of::<ProcessBank>(), possible_cpus()?),
             rows: Rows::new(Table::Process, both(map::PROCESS_ROWS)?, limits.workloads),
-            comms: Rows::new(Table::Comm, both(map::COMM_ROWS)?, limits.comms),
-            totals: ProcessTotals::new(limits.comms),
+            comms: Rows::new(Table::Comm, both(map::COMM_ROWS)?, comm_rows(limits)),
+            totals: ProcessTotals::new(limits.bounded(limits.comms)),
             clusters: Clusters::default(),
             starts: Sums::default(),
             exits: Variances::default(),
@@ -215,6 +227,10 @@ impl Reader for Process {
             (&metrics::PROCESS_EXITS, variance(self.exits.count(), 1.0, clusters(2))),
             (&metrics::PROCESS_LIFETIME, variance(self.exits.sum(0), LIFETIME_UNIT / NANOS, 0.0)),
         ]
+    }
+
+    fn scraped(&mut self, now: Duration) {
+        self.totals.comms.scraped(now);
     }
 
     fn fills_up(&self, control: &Control) -> bool {

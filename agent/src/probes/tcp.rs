@@ -11,7 +11,7 @@ use siskin_ebpf::{
 use super::{Limits, Reader, bank_rows, describe_losses};
 use crate::{
     estimate::{Clusters, Sums, variance},
-    flows::{FlowId, FlowTable, Protocol},
+    flows::{FlowTable, Protocol},
     kernel::{
         control::Control,
         hook::{Group, Hook, Needs, Point},
@@ -70,9 +70,10 @@ const fn hook(program: &'static str, point: Point, remedy: &'static str) -> Hook
 /// Listening ports remembered while sockets are adopted.
 const LISTENERS: u32 = 4096;
 
-/// Rows in the kernel's table of flows: room for new ones between two readings beside all that have a series.
+/// Rows in the kernel's table of flows. Who has a series is decided among those that have a row here between two readings: room
+/// for many more than have one.
 const fn flow_rows(limits: &Limits) -> u32 {
-    limits.flows.saturating_mul(2)
+    limits.flows.saturating_mul(4)
 }
 
 /// The probe's maps.
@@ -257,7 +258,7 @@ impl Reader for Tcp {
         })?;
         self.flows.read(control, |key, row| {
             let workload = workloads.resolve(Hierarchy::CGROUP2, key.cgroup);
-            flows.add(FlowId::of(&key, workload), &row);
+            flows.add(&key, workload, &row);
         })?;
         let swept = totals.bank.swept;
         totals.set_bank(self.bank.read()?, flows);

@@ -9,7 +9,7 @@ use siskin_ebpf::{
 use super::{Limits, Reader, bank_rows, describe_losses};
 use crate::{
     estimate::{Clusters, Draws, Variances, variance},
-    flows::{FlowId, FlowTable, Protocol},
+    flows::{FlowTable, Protocol},
     kernel::{
         control::Control,
         hook::{Group, Hook, Needs, Point},
@@ -49,9 +49,10 @@ const fn hook(program: &'static str, point: Point, remedy: &'static str) -> Hook
     Hook { probe: Probe::Udp, program, point, remedy, loses: None }
 }
 
-/// Rows in the kernel's table of flows: room for new ones between two readings beside all that have a series.
+/// Rows in the kernel's table of flows. Who has a series is decided among those that have a row here between two readings: room
+/// for many more than have one.
 const fn flow_rows(limits: &Limits) -> u32 {
-    limits.flows.saturating_mul(2)
+    limits.flows.saturating_mul(4)
 }
 
 /// The probe's maps.
@@ -112,7 +113,7 @@ impl Reader for Udp {
     ) -> io::Result<()> {
         self.rows.read(control, |key, row| {
             let workload = workloads.resolve(Hierarchy::CGROUP2, key.cgroup);
-            flows.add(FlowId::of(&key, workload), &row);
+            flows.add(&key, workload, &row);
         })?;
         let bank: UdpBank = self.bank.read()?;
         for role in Role::ALL {

@@ -374,6 +374,11 @@ impl Workloads {
         self.series.described();
     }
 
+    /// Whether no cgroup is this workload any more.
+    pub fn is_over(&self, id: Id) -> bool {
+        self.series.is_over(id)
+    }
+
     /// Lets workloads leave that are gone, but for those in `used`: now those that are gone long enough, and others until the next
     /// call when their place is needed.
     pub fn retire(&mut self, used: &HashSet<Id>) {

@@ -131,6 +131,11 @@ impl Series {
         }
     }
 
+    /// Whether no cgroup is this workload any more.
+    pub fn is_over(&self, id: Id) -> bool {
+        self.of.get(&id).is_some_and(|workload| workload.cgroups == 0)
+    }
+
     /// The labels of a workload.
     pub fn labels(&self, id: Id) -> &Labels {
         self.of.get(&id).map_or(&self.unknown, |workload| &workload.labels)
