@@ -6,7 +6,7 @@
 //!
 //! **Who has a row.** While there is room, whoever comes. When there is none, what a key adds goes to `other`, and a score
 //! is kept of how busy it is. After each scrape the busiest of those without a row are compared with the least busy rows;
-//! one that is half as busy again takes the row's place. Scores halve in [`HALF_LIFE`].
+//! one that is half as busy again takes the row's place. Scores halve in five minutes.
 //!
 //! **How a row leaves.** It stops counting: what its key adds goes to `other` from now on. Its last value is served at
 //! least once, and for the shortest idle time, so that every scraper sees it. Then the row goes, and its value moves to

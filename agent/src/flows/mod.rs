@@ -2,7 +2,7 @@
 //!
 //! A flow is a workload, a protocol, a role, a peer and a service port. What has no row is in `peer="other"`, what rows held
 //! that left the table is in `peer="departed-NUMBER"`, each by protocol and role, so that sums are exact;
-//! [`bounded`](crate::bounded) says how.
+//! [`crate::bounded`] says how.
 
 use std::collections::HashSet;
 
