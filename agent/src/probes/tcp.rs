@@ -4,13 +4,13 @@
 use std::{collections::HashSet, io};
 
 use siskin_ebpf::{
-    Failure, FlowKey, FlowRow, Loss, Probe, Role, Slots, Socket, Table, TcpBank, TcpDrawn, TcpRow,
+    Failure, FlowKey, FlowRow, Loss, Probe, Program, Role, Slots, Socket, Table, TcpBank, TcpDrawn, TcpRow,
     Words as _, map, program,
 };
 
 use super::{Limits, Reader, bank_rows, describe_losses};
 use crate::{
-    estimate::{Clusters, Sums, variance},
+    estimate::{Clusters, Draws, Variances, variance},
     flows::{FlowTable, Protocol},
     kernel::{
         control::Control,
@@ -180,7 +180,7 @@ pub struct Tcp {
     rows: Rows<u64, TcpRow>,
     flows: Rows<FlowKey, FlowRow>,
     totals: TcpTotals,
-    variances: Sums<6>,
+    variances: Variances<6>,
     clusters: Clusters<6>,
 }
 
@@ -213,7 +213,7 @@ impl Tcp {
             rows: Rows::new(Table::Tcp, both(map::TCP_ROWS)?, limits.workloads),
             flows: Rows::new(Table::Flow, both(map::FLOW_ROWS)?, flow_rows(limits)),
             totals: TcpTotals::default(),
-            variances: Sums::default(),
+            variances: Variances::default(),
             clusters: Clusters::default(),
         };
         tcp.adopt();
@@ -289,12 +289,18 @@ impl Reader for Tcp {
         Ok(())
     }
 
-    fn draws(&mut self, _: &Slots) {
-        self.variances.read(words(&self.totals.bank.variance));
+    fn draws(&mut self, slots: &Slots) {
+        let drawn = self.totals.bank.variance;
+        self.variances.read(Draws {
+            spread: slots.of[Program::TcpState as usize].sampler.spread,
+            // One sampler draws both kinds of event: a connection's establishment, and its end.
+            count: drawn.opened.wrapping_add(drawn.connections),
+            values: words(&drawn),
+        });
     }
 
     fn variances(&self) -> Vec<(&'static Metric, f64)> {
-        let of = |n, unit| variance(self.variances.of(n), unit, self.clusters.variance(n));
+        let of = |n, unit| variance(self.variances.sum(n), unit, self.clusters.variance(n));
         vec![
             (&metrics::TCP_OPENED, of(0, 1.0)),
             (&metrics::TCP_FAILED, of(1, 1.0)),
