@@ -8,3 +8,4 @@ pub mod command;
 pub mod http;
 pub mod manifest;
 pub mod neighbour;
+pub mod wait;

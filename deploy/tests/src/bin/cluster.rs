@@ -22,6 +22,7 @@ use siskin_deploy_tests::{
     command::output,
     http, manifest,
     neighbour::{CONNECTIONS, EXECS, PORT, RECEIVED, SENT},
+    wait::wait,
 };
 use siskin_ebpf::Probe;
 use siskin_tests::metrics::Metrics;
@@ -128,7 +129,7 @@ impl Test {
         apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {
             "name": NAMESPACE, "labels": {"pod-security.kubernetes.io/enforce": "privileged"},
         }}))?;
-        wait("the namespace's service account", || {
+        wait(PATIENCE, "the namespace's service account", || {
             Ok(kubectl(&["--namespace", NAMESPACE, "get", "serviceaccount", "default"]).ok())
         })
         .map(drop)
@@ -139,7 +140,7 @@ impl Test {
         let begin = Instant::now();
         kubectl(&["apply", "--filename", &self.manifest.display().to_string()])?;
         self.say("applied the manifest");
-        let count = wait("every pod to be Ready", || {
+        let count = wait(PATIENCE, "every pod to be Ready", || {
             let status =
                 kubectl_json(&["--namespace", &self.namespace, "get", &self.set(), "--output=json"])?;
             let number = |field: &str| status["status"][field].as_u64().unwrap_or(0);
@@ -221,7 +222,7 @@ impl Test {
         ))?;
         let begin = Instant::now();
         let labels = [("namespace", NAMESPACE), ("pod", pod), ("container", container)];
-        wait("a series with the pod's names", || {
+        wait(PATIENCE, "a series with the pod's names", || {
             Ok((node.scrape()?.sum("siskin_process_execs_total", &labels) > 0.0).then_some(()))
         })?;
         let applied = begin.elapsed().as_secs_f64();
@@ -234,7 +235,7 @@ impl Test {
             "first series of {NAMESPACE}/{pod} {applied:.1} s after its apply, container {since}"
         ));
         let log = || kubectl(&["--namespace", NAMESPACE, "logs", pod]);
-        wait("the workload to do its rounds", || Ok(log()?.contains("done").then_some(())))?;
+        wait(PATIENCE, "the workload to do its rounds", || Ok(log()?.contains("done").then_some(())))?;
         thread::sleep(Duration::from_millis(1100));
         let metrics = node.scrape()?;
         let of = |name: &str, more: &[(&'static str, &str)]| {
@@ -272,7 +273,7 @@ impl Test {
         let scraper = Scraper::start(node);
         node.run(self, &["--kill".to_owned(), id.to_owned()])?;
         let name = shown(&pod["metadata"]["name"]);
-        wait("the killed agent to be Ready again", || {
+        wait(PATIENCE, "the killed agent to be Ready again", || {
             let pod = kubectl_json(&["--namespace", &self.namespace, "get", "pod", &name, "--output=json"])?;
             let status = &pod["status"]["containerStatuses"][0];
             Ok((status["restartCount"].as_u64() > restarts && status["ready"] == true).then_some(()))
@@ -352,7 +353,7 @@ impl Node {
     fn run(&self, test: &Test, arguments: &[String]) -> Result<String> {
         let pod = "eye";
         apply(&pod_on(&self.name, pod, pod, &test.neighbour, arguments, true))?;
-        let phase = wait("a look at the node", || {
+        let phase = wait(PATIENCE, "a look at the node", || {
             let pod = kubectl_json(&["--namespace", NAMESPACE, "get", "pod", pod, "--output=json"])?;
             let phase = shown(&pod["status"]["phase"]);
             Ok(["Succeeded", "Failed"].contains(&phase.as_str()).then_some(phase))
@@ -483,16 +484,4 @@ fn seconds(time: &Value) -> Result<i64> {
 fn now() -> i64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since.map_or(0, |since| since.as_secs() as i64)
-}
-
-/// Asks until there is an answer.
-fn wait<T>(what: &str, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    let begin = Instant::now();
-    loop {
-        if let Some(answer) = ask()? {
-            return Ok(answer);
-        }
-        ensure!(begin.elapsed() < PATIENCE, "waited {PATIENCE:?} for {what}");
-        thread::sleep(Duration::from_millis(100));
-    }
 }

@@ -19,6 +19,7 @@ use siskin_deploy_tests::{
     http,
     manifest::{self, container},
     neighbour::{BLOCK, CONNECTIONS, EXECS, PORT, RECEIVED, SENT, WRITES},
+    wait::wait,
 };
 use siskin_tests::metrics::Metrics;
 
@@ -80,7 +81,7 @@ fn whole(options: &Options, pod: &PodSpec, profile: &Path) -> Result<()> {
     agent.is_confined()?;
     neighbour.start()?;
     let done = || neighbour.logs().map(|log| log.contains("done"));
-    wait("the neighbour to do its rounds", || Ok(done()?.then_some(())))?;
+    wait(PATIENCE, "the neighbour to do its rounds", || Ok(done()?.then_some(())))?;
     let metrics = agent.scrape()?;
     let of = |name: &str, labels: &[(&str, &str)]| neighbour.sum(&metrics, name, labels);
     let port = PORT.to_string();
@@ -195,7 +196,9 @@ fn runs_as_anybody(_: &Options, pod: &PodSpec, profile: &Path) -> Result<String>
 /// The connection that the neighbour has had since before the agent started.
 fn old_connections(options: &Options, pod: &PodSpec, profile: &Path) -> Result<f64> {
     let neighbour = Running::neighbour(options, &["--rounds=0"], true)?;
-    wait("the neighbour's first connection", || Ok(neighbour.logs()?.contains("done").then_some(())))?;
+    wait(PATIENCE, "the neighbour's first connection", || {
+        Ok(neighbour.logs()?.contains("done").then_some(()))
+    })?;
     let agent = Running::agent(pod, profile)?;
     agent.ready()?;
     Ok(neighbour.sum(&agent.scrape()?, "siskin_tcp_connections_open", &[]))
@@ -222,10 +225,10 @@ fn without_host_network(_: &Options, pod: &PodSpec, profile: &Path) -> Result<St
 fn unnamed(options: &Options, pod: &PodSpec, profile: &Path) -> Result<String> {
     // Older than the agent: of new cgroups the kernel tells the names.
     let neighbour = Running::neighbour(options, &[], true)?;
-    wait("the neighbour to start", || Ok(neighbour.logs()?.contains("ready").then_some(())))?;
+    wait(PATIENCE, "the neighbour to start", || Ok(neighbour.logs()?.contains("ready").then_some(())))?;
     let agent = Running::agent(pod, profile)?;
     agent.ready()?;
-    let metrics = wait("the neighbour's execs", || {
+    let metrics = wait(PATIENCE, "the neighbour's execs", || {
         let metrics = agent.scrape()?;
         let enough = metrics.sum("siskin_process_comm_execs_total", &[("comm", "neighbour")]) >= EXECS as f64;
         Ok(enough.then_some(metrics))
@@ -290,17 +293,19 @@ impl Running {
 
     /// Waits until it ended. Its status and what it said.
     fn end(&self) -> Result<(i32, String)> {
-        wait("the container to end", || Ok((self.inspect("{{.State.Status}}")? == "exited").then_some(())))?;
+        wait(PATIENCE, "the container to end", || {
+            Ok((self.inspect("{{.State.Status}}")? == "exited").then_some(()))
+        })?;
         Ok((self.inspect("{{.State.ExitCode}}")?.parse()?, self.logs()?))
     }
 
     fn serves(&self) -> Result<()> {
-        wait("the agent to serve", || Ok(self.logs()?.contains("serving on").then_some(())))
+        wait(PATIENCE, "the agent to serve", || Ok(self.logs()?.contains("serving on").then_some(())))
     }
 
     /// What `/readyz` says, once it answers.
     fn ready(&self) -> Result<String> {
-        let page = wait("the agent to answer", || Ok(http::get(self.address, "/readyz").ok()));
+        let page = wait(PATIENCE, "the agent to answer", || Ok(http::get(self.address, "/readyz").ok()));
         Ok(page.with_context(|| self.logs().unwrap_or_default())?.1)
     }
 
@@ -421,16 +426,4 @@ fn runtime_default() -> Result<Value> {
         rules.push(json!({"names": [name], "action": "SCMP_ACT_ALLOW", "includes": {"caps": [capability]}}));
     }
     Ok(profile)
-}
-
-/// Asks until there is an answer.
-fn wait<T>(what: &str, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    let begin = Instant::now();
-    loop {
-        if let Some(answer) = ask()? {
-            return Ok(answer);
-        }
-        ensure!(begin.elapsed() < PATIENCE, "waited {PATIENCE:?} for {what}");
-        thread::sleep(Duration::from_millis(20));
-    }
 }
