@@ -1,4 +1,4 @@
-//! What happens by itself: the tick that ends every half second, and each probe's being attached for its share of it.
+//! What happens by itself: the tick that ends every half second, and each probe's being attached for its share of the time.
 
 use std::{sync::Arc, time::Instant};
 
@@ -12,7 +12,7 @@ use crate::{
     budget::{
         controller::Setting,
         meter::thread_seconds,
-        windows::{Plan, TICK, Windows},
+        windows::{CYCLE, Plan, TICK, Windows},
     },
     collect::Collector,
     http::Site,
@@ -36,7 +36,7 @@ pub async fn tick(site: Arc<Site>, settings: watch::Sender<Vec<Setting>>) {
     }
 }
 
-/// Keeps a probe attached for the share of every tick that the budget gives it. Each probe has its own such task, because attaching
+/// Keeps a probe attached for the share of every cycle that the budget gives it. Each probe has its own such task, because attaching
 /// may wait: neither the other probes nor who reads then waits with it.
 pub async fn keep_attached(
     site: Arc<Site>,
@@ -53,9 +53,9 @@ pub async fn keep_attached(
             Some((_, Plan::Always)) => switch(&site, &control, attachment, Some(0)).await.0,
             Some((_, Plan::Never)) => switch(&site, &control, attachment, None).await.0,
             Some((setting, Plan::Window { delay, length })) => {
-                let begin = time::Instant::now() + delay;
+                let begin = time::Instant::now();
                 let (detached, _) = switch(&site, &control, attachment, None).await;
-                sleep_until(begin).await;
+                sleep_until(begin + delay).await;
                 let (attached, since) = switch(&site, &control, detached, Some(setting.duty_log2)).await;
                 let is_attached = attached.is_attached();
                 sleep_until(time::Instant::from_std(since) + length).await;
@@ -63,6 +63,8 @@ pub async fn keep_attached(
                 if is_attached {
                     windows.watched(until - since);
                 }
+                // A tick that ends meanwhile changes the next cycle.
+                sleep_until(begin + CYCLE).await;
                 detached
             }
             // Sampling is fixed by hand.

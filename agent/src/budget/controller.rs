@@ -8,12 +8,12 @@
 //!   the relative variance of its totals, n being its events per tick.
 //! * When all periods are at their limit, or the runs that are passed over alone cost too much, a probe is attached for a
 //!   share of the time only: a power of two, so that weights stay powers of two.
-//! * **Recovery** is slow: one step of one probe at a time, at most half of the way, only when the plan with that step stays below a lower mark, and
-//!   only after [`CALM_TICKS`] such ticks in a row.
+//! * **Recovery** is slow: one step of one probe at a time, at most half of the way, only when the plan with that step stays below a lower mark or
+//!   saves the windows (a probe with little to do costs less when it stays attached), and only after [`CALM_TICKS`] such ticks in a row.
 //!
 //! **Why it does not oscillate.** A shedding step at most halves the cost, so the plan after shedding lies not far below
 //! the target. Before a recovery step is taken the plan is evaluated with the step before it is taken and must lie below
-//! [`RECOVER`] of the budget, while shedding begins at [`TARGET`]: at a constant load a step that recovery takes is never
+//! [`RECOVER`] of the budget, or not above the plan without it, while shedding begins at [`TARGET`]: at a constant load a step that recovery takes is never
 //! one that shedding takes back. A load that swings within the calm ticks is met by its highest cost.
 
 use siskin_ebpf::{MAX_PERIOD_LOG2, Probe};
@@ -45,7 +45,7 @@ pub struct Load {
     pub event_seconds: f64,
     /// What its information is worth beside that of others.
     pub worth: f64,
-    /// Cores that attaching and detaching it for a window in every tick takes.
+    /// Cores that attaching and detaching it for a window in every cycle takes.
     pub switch_cores: f64,
 }
 
@@ -180,12 +180,14 @@ impl Controller {
 
     /// The settings with one step less shedding that a plan below the lower mark allows and that brings back most.
     fn recovery(&self, cost: &Cost) -> Option<Vec<Setting>> {
+        let allowed =
+            (self.budget_cores * RECOVER).max(self.plan(cost, &self.settings) * (1.0 - LEAST_SAVING));
         let mut best: Option<(f64, Vec<Setting>)> = None;
         for (index, setting) in self.settings.iter().enumerate() {
             for step in steps_back(setting) {
                 let mut settings = self.settings.clone();
                 settings[index] = step;
-                if self.plan(cost, &settings) >= self.budget_cores * RECOVER {
+                if self.plan(cost, &settings) >= allowed {
                     continue;
                 }
                 // A probe without load gains nothing and costs nothing: last, but still.
@@ -214,12 +216,13 @@ fn steps(setting: &Setting) -> impl Iterator<Item = Setting> {
     })
 }
 
-/// The steps back: by one, or by half of the way when the plan allows that much.
+/// The steps back: by one, or by half of the way when the plan allows that much; and from windows to being attached all the time.
 fn steps_back(setting: &Setting) -> impl Iterator<Item = Setting> {
     let of = |log2: u64| [log2.checked_sub(1), (log2 > 1).then_some(log2 / 2)].into_iter().flatten();
     let shorter = of(setting.period_log2).map(|period_log2| Setting { period_log2, ..*setting });
     let oftener = of(setting.duty_log2).map(|duty_log2| Setting { duty_log2, ..*setting });
-    shorter.chain(oftener)
+    let always = (setting.duty_log2 > 2).then_some(Setting { duty_log2: 0, ..*setting });
+    shorter.chain(oftener).chain(always)
 }
 
 /// What a probe's estimates lose: the relative variance of its total over a tick, times its worth. The variance is (N-1)/n for the period, and (D-1) for a share 1/D of the time,
@@ -338,6 +341,18 @@ mod tests {
         assert!(*cores <= 0.005, "{cores}");
         assert!(settings[1].duty_log2 >= 5, "{settings:?}");
         assert_eq!(settings[0].duty_log2, 0, "the probe without load keeps watching: {settings:?}");
+    }
+
+    #[test]
+    fn windows_that_cost_more_than_they_save_are_given_up_also_above_the_lower_mark() {
+        let mut controller = Controller::new(0.005, &PROBES);
+        let of = |rate| Cost { fixed_cores: 0.0028, ..cost(rate, rate) };
+        let run = simulate(&mut controller, 60, |tick| of(if tick < 20 { 3e6 } else { 10.0 }));
+        let windows = |settings: &[Setting]| settings.iter().filter(|setting| setting.duty_log2 > 0).count();
+        assert_eq!(windows(&run[19].1), 2, "{:?}", run[19]);
+        // What two windows and the process cost lies above the mark.
+        assert!(run[25].0 > 0.005 * RECOVER, "{:?}", run[25]);
+        assert_eq!(windows(&run[59].1), 0, "{:?}", run[59]);
     }
 
     #[test]

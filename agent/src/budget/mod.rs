@@ -17,7 +17,7 @@ pub mod windows;
 
 use controller::{Controller, Cost, Load, Setting, TARGET};
 use meter::{FULL_RUN_NS, Meter, process_seconds};
-use windows::TICK;
+use windows::{CYCLE, TICK};
 
 /// Every probe's programs.
 const PROGRAMS: [(Probe, &[Program]); 5] = [
@@ -33,7 +33,7 @@ const HOT: [Probe; 2] = [Probe::Disk, Probe::Udp];
 
 /// What a probe's information is worth beside that of a hot one: counting execs and connections one by one is given up last.
 const EXACT_WORTH: f64 = 100.0;
-/// What attaching and detaching a program is taken to cost before it was measured.
+/// What attaching and detaching a program is taken to cost before it was measured, in seconds of CPU.
 const SWITCH_SECONDS: f64 = 250e-6;
 /// What a full run is taken to cost before one was measured.
 const FULL_RUN_SECONDS: f64 = 500e-9;
@@ -65,10 +65,14 @@ pub struct Budget {
     burst_ratios: HashMap<usize, f64>,
     attached_seconds: HashMap<usize, f64>,
     attached_since: HashMap<usize, Instant>,
-    /// CPU seconds that windows took in this tick, by probe.
+    /// CPU seconds that attaching and detaching took in this tick.
+    switching_seconds: f64,
+    /// CPU seconds that a probe's last attaching took, by probe.
+    attach_seconds: HashMap<usize, f64>,
+    /// CPU seconds that a probe's last window took, by probe.
     switch_seconds: HashMap<usize, f64>,
-    /// Cores that windows of a probe take, as last seen.
-    switch_cores: HashMap<usize, f64>,
+    /// What each probe was asked to do when it was last attached.
+    loads: HashMap<usize, Load>,
 }
 
 impl Budget {
@@ -97,8 +101,10 @@ impl Budget {
             event_seconds: HashMap::new(),
             burst_ratios: HashMap::new(),
             attached_seconds: HashMap::new(),
+            switching_seconds: 0.0,
+            attach_seconds: HashMap::new(),
             switch_seconds: HashMap::new(),
-            switch_cores: HashMap::new(),
+            loads: HashMap::new(),
         }
     }
 
@@ -133,12 +139,16 @@ impl Budget {
     /// A probe was attached or detached, which took so many seconds of CPU.
     pub fn attached(&mut self, probe: Probe, attached: bool, at: Instant, cpu_seconds: f64) {
         let index = probe as usize;
-        *self.switch_seconds.entry(index).or_default() += cpu_seconds;
+        self.switching_seconds += cpu_seconds;
         if attached {
+            self.attach_seconds.insert(index, cpu_seconds);
             self.attached_since.entry(index).or_insert(at);
         } else if let Some(since) = self.attached_since.remove(&index) {
             *self.attached_seconds.entry(index).or_default() +=
                 at.saturating_duration_since(since).as_secs_f64();
+            // The first time it was attached at the start, and not by a window.
+            let attaching = self.attach_seconds.get(&index).unwrap_or(&cpu_seconds);
+            self.switch_seconds.insert(index, attaching + cpu_seconds);
         }
     }
 
@@ -203,7 +213,7 @@ impl Budget {
             *word = if *word > u64::MAX / 2 { 0 } else { *word };
         }
         let process = process_seconds();
-        let switching: f64 = self.switch_seconds.values().sum();
+        let switching = std::mem::take(&mut self.switching_seconds);
         self.process_ticks.rotate_left(1);
         self.process_ticks[SECOND - 1] = (process - self.process_seconds - switching).max(0.0) / seconds;
         self.process_seconds = process;
@@ -213,9 +223,6 @@ impl Budget {
         let exact = PROGRAMS.iter().filter(|(probe, _)| !self.may_shed.contains(probe));
         let exact = exact.flat_map(|(_, programs)| *programs);
         let exact_ns: u64 = exact.map(|program| self.meter.cost_ns(&delta.of[*program as usize])).sum();
-        for (index, switching) in std::mem::take(&mut self.switch_seconds) {
-            self.switch_cores.insert(index, switching / seconds);
-        }
         let loads =
             self.may_shed.clone().into_iter().filter_map(|probe| self.load(probe, &delta, &slots)).collect();
         let cost = Cost {
@@ -226,7 +233,7 @@ impl Budget {
         (cost, seconds)
     }
 
-    /// What a probe was asked to do in the tick; `None` when it was not attached.
+    /// What a probe was asked to do in the tick, or in the last one in which it was attached; `None` when it never was.
     fn load(&mut self, probe: Probe, delta: &Slots, slots: &Slots) -> Option<Load> {
         let index = probe as usize;
         let running = self.attached_since.get_mut(&index).map_or(0.0, |since| {
@@ -236,7 +243,7 @@ impl Budget {
         });
         let attached = self.attached_seconds.remove(&index).unwrap_or(0.0) + running;
         if attached <= 0.0 {
-            return None;
+            return self.loads.get(&index).copied();
         }
         let programs = programs(probe);
         let of = |value: fn(&siskin_ebpf::Slot) -> u64| {
@@ -254,19 +261,19 @@ impl Budget {
         if full_runs >= 16.0 {
             *event_seconds = (of(|slot| slot.busy_ns) / full_runs + FULL_RUN_NS as f64) / NANOS;
         }
-        Some(Load {
+        let switch_seconds =
+            self.switch_seconds.get(&index).copied().unwrap_or(programs.len() as f64 * SWITCH_SECONDS);
+        let load = Load {
             probe,
             runs: of(|slot| slot.runs) / attached,
             // While connections are followed, most of what is done for them is drawn for only once.
             events: events.max(full_runs) / attached,
             event_seconds: *event_seconds,
-            switch_cores: self
-                .switch_cores
-                .get(&index)
-                .copied()
-                .unwrap_or(programs.len() as f64 * SWITCH_SECONDS / TICK.as_secs_f64()),
+            switch_cores: switch_seconds / CYCLE.as_secs_f64(),
             worth: if HOT.contains(&probe) { 1.0 } else { EXACT_WORTH },
-        })
+        };
+        self.loads.insert(index, load);
+        Some(load)
     }
 
     /// Describes cost and settings as metrics.

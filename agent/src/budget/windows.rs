@@ -1,8 +1,10 @@
-//! When in a tick a probe is attached that may be attached for a share of the time only. Pure, but for the draw.
+//! When a probe is attached that may be attached for a share of the time only. Pure, but for the draw.
 //!
-//! A tick is cut into D windows of the same length, and one of them is drawn: every moment is watched with probability 1/D.
+//! A cycle of a second is cut into D windows of the same length, and one of them is drawn: every moment is watched with probability 1/D.
+//! More windows would see a load that changes more evenly, but attaching and detaching one program takes about a quarter of a millisecond
+//! of CPU (the kernel rewrites its own code and interrupts every CPU for it), which is a budget's worth of a great many events.
 //! Attaching waits for others at times (the kernel lets every CPU pass through a quiet state first), so a window may come late or
-//! last too long, and a tick may take longer than it should. What was watched too little or too long is made up for by the next
+//! last too long, and a cycle may take longer than it should. What was watched too little or too long is made up for by the next
 //! window: over time a probe is watched for its share of the time that passed.
 
 use std::time::{Duration, Instant};
@@ -11,15 +13,17 @@ use super::controller::Setting;
 
 /// Length of a tick: half a second, so that a load that rises is met before its first second is over.
 pub const TICK: Duration = Duration::from_millis(500);
+/// Length of a cycle, in which a probe has one window. Budgets are held in every second, so it is no longer than that.
+pub const CYCLE: Duration = Duration::from_secs(1);
 
-/// What a probe does in a tick.
+/// What a probe does until it is asked again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Plan {
     /// It is attached all the time.
     Always,
     /// It is not attached.
     Never,
-    /// It is attached `delay` from now, for `length`.
+    /// It is attached `delay` from now, for `length`, and then not again in this cycle.
     Window {
         /// Time until it is attached.
         delay: Duration,
@@ -38,7 +42,7 @@ pub struct Windows {
 }
 
 impl Windows {
-    /// Plans the tick that begins `now`.
+    /// Plans what begins `now`: a cycle when the probe has a share of the time, the time until the setting changes otherwise.
     pub fn plan(&mut self, setting: &Setting, now: Instant) -> Plan {
         let planned = self.planned.take();
         if setting.detached || setting.duty_log2 == 0 {
@@ -46,17 +50,17 @@ impl Windows {
             return if setting.detached { Plan::Never } else { Plan::Always };
         }
         let share = (-(setting.duty_log2 as f64)).exp2();
-        // The first window is for the tick to come, each next one for the time since the last was planned.
-        let passed = planned.map_or(TICK, |planned| now - planned);
+        // The first window is for the cycle to come, each next one for the time since the last was planned.
+        let passed = planned.map_or(CYCLE, |planned| now - planned);
         self.planned = Some(now);
-        let most = TICK.as_secs_f64();
+        let most = CYCLE.as_secs_f64();
         self.owed_seconds = (self.owed_seconds + passed.as_secs_f64() * share).clamp(-most, most);
         let length = Duration::from_secs_f64(self.owed_seconds.max(0.0));
-        let place = TICK / (1 << setting.duty_log2) * fastrand::u32(0..1 << setting.duty_log2);
-        Plan::Window { delay: place.min(TICK - length), length }
+        let place = CYCLE / (1 << setting.duty_log2) * fastrand::u32(0..1 << setting.duty_log2);
+        Plan::Window { delay: place.min(CYCLE - length), length }
     }
 
-    /// The probe was attached for so long in the tick that was planned last.
+    /// The probe was attached for so long in the cycle that was planned last.
     pub fn watched(&mut self, length: Duration) {
         self.owed_seconds -= length.as_secs_f64();
     }
@@ -72,21 +76,21 @@ mod tests {
         Setting { probe: Probe::Udp, period_log2: 0, duty_log2, detached: false }
     }
 
-    /// Runs ticks of which every n-th attach takes `late`, and returns the share of the time that was watched.
-    fn watched(ticks: u32, duty_log2: u64, every: u32, late: Duration) -> f64 {
+    /// Runs cycles of which every n-th attach takes `late`, and returns the share of the time that was watched.
+    fn watched(cycles: u32, duty_log2: u64, every: u32, late: Duration) -> f64 {
         let (mut windows, begin) = (Windows::default(), Instant::now());
         let (mut now, mut watched) = (begin, Duration::ZERO);
-        for tick in 0..ticks {
+        for cycle in 0..cycles {
             let Plan::Window { delay, length } = windows.plan(&setting(duty_log2), now) else {
                 panic!("a share of the time is a window");
             };
-            assert!(delay + length <= TICK);
-            let late = if tick % every == 0 { late } else { Duration::ZERO };
+            assert!(delay + length <= CYCLE);
+            let late = if cycle % every == 0 { late } else { Duration::ZERO };
             // Whoever sleeps wakes a little later.
             let length = length + Duration::from_micros(300);
             windows.watched(length);
             watched += length;
-            now += TICK.max(delay + late + length);
+            now += CYCLE.max(delay + late + length);
         }
         watched.as_secs_f64() / (now - begin).as_secs_f64()
     }
