@@ -47,7 +47,10 @@ pub fn run(flags: &Run) -> anyhow::Result<()> {
         .max_blocking_threads(2 + PROBES)
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(serve(flags))
+    let served = runtime.block_on(serve(flags));
+    // A probe may be in its window, and nobody waits for that: its programs are detached when the process ends.
+    runtime.shutdown_background();
+    served
 }
 
 async fn serve(flags: &Run) -> anyhow::Result<()> {

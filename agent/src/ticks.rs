@@ -1,6 +1,10 @@
 //! What happens by itself: the tick that ends every half second, and each probe's being attached for its share of the time.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
 
 use siskin_ebpf::Probe;
 use tokio::{
@@ -50,22 +54,24 @@ pub async fn keep_attached(
         let setting = settings.borrow_and_update().iter().find(|setting| setting.probe == probe).copied();
         let plan = setting.map(|setting| (setting, windows.plan(&setting, Instant::now())));
         attachment = match plan {
-            Some((_, Plan::Always)) => switch(&site, &control, attachment, Some(0)).await.0,
-            Some((_, Plan::Never)) => switch(&site, &control, attachment, None).await.0,
+            Some((_, Plan::Always)) => switch(&site, &control, attachment, Some(0)).await,
+            Some((_, Plan::Never)) => switch(&site, &control, attachment, None).await,
+            Some((_, Plan::Rest)) => {
+                let begin = time::Instant::now();
+                attachment = switch(&site, &control, attachment, None).await;
+                sleep_until(begin + CYCLE).await;
+                attachment
+            }
             Some((setting, Plan::Window { delay, length })) => {
                 let begin = time::Instant::now();
-                let (detached, _) = switch(&site, &control, attachment, None).await;
+                attachment = switch(&site, &control, attachment, None).await;
                 sleep_until(begin + delay).await;
-                let (attached, since) = switch(&site, &control, detached, Some(setting.duty_log2)).await;
-                let is_attached = attached.is_attached();
-                sleep_until(time::Instant::from_std(since) + length).await;
-                let (detached, until) = switch(&site, &control, attached, None).await;
-                if is_attached {
-                    windows.watched(until - since);
-                }
+                let watched;
+                (attachment, watched) = watch(&site, &control, attachment, setting.duty_log2, length).await;
+                windows.watched(watched);
                 // A tick that ends meanwhile changes the next cycle.
                 sleep_until(begin + CYCLE).await;
-                detached
+                attachment
             }
             // Sampling is fixed by hand.
             None => attachment,
@@ -76,40 +82,77 @@ pub async fn keep_attached(
     }
 }
 
-/// Attaches a probe for 1 in 2^`duty_log2` of the time, or detaches it with `None`; says when that was done. Nothing happens when
-/// it is so already.
+/// Attaches a probe all of the time or for 1 in 2^`duty_log2` of it, or detaches it with `None`.
 async fn switch(
     site: &Arc<Site>,
     control: &Arc<Control>,
     mut attachment: Attachment,
     duty_log2: Option<u64>,
-) -> (Attachment, Instant) {
+) -> Attachment {
     if attachment.is_attached() == duty_log2.is_some() {
-        return (attachment, Instant::now());
+        return attachment;
     }
     let (site, control) = (Arc::clone(site), Arc::clone(control));
-    let switched = move || {
-        let (probe, cpu_seconds) = (attachment.probe, thread_seconds());
-        if let Some(duty_log2) = duty_log2 {
-            control.set_duty(probe, duty_log2);
-            if let Err(error) = attachment.attach() {
-                // It is tried again at the next tick.
-                tracing::warn!("probe {}: {error:#}", probe.name());
-                return (attachment, Instant::now());
-            }
-        } else {
-            if probe == Probe::Tcp {
-                // Connections that come and go now are not followed.
-                control.set_tcp_shed(true);
-            }
-            attachment.detach();
+    aside(move || {
+        switch_now(&site, &control, &mut attachment, duty_log2);
+        attachment
+    })
+    .await
+}
+
+/// Attaches a probe for so long, and says for how long it was. The thread that attaches is the one that waits and detaches: on a busy
+/// machine each thread that must be woken comes some milliseconds late.
+async fn watch(
+    site: &Arc<Site>,
+    control: &Arc<Control>,
+    mut attachment: Attachment,
+    duty_log2: u64,
+    length: Duration,
+) -> (Attachment, Duration) {
+    let (site, control) = (Arc::clone(site), Arc::clone(control));
+    aside(move || {
+        let since = switch_now(&site, &control, &mut attachment, Some(duty_log2));
+        if !attachment.is_attached() {
+            return (attachment, Duration::ZERO);
         }
-        let at = Instant::now();
-        site.collector.attached(probe, duty_log2.is_some(), at, thread_seconds() - cpu_seconds);
-        (attachment, at)
-    };
+        thread::sleep(length);
+        let until = switch_now(&site, &control, &mut attachment, None);
+        (attachment, until - since)
+    })
+    .await
+}
+
+/// Attaches or detaches a probe; says when that was done.
+fn switch_now(
+    site: &Site,
+    control: &Control,
+    attachment: &mut Attachment,
+    duty_log2: Option<u64>,
+) -> Instant {
+    let (probe, cpu_seconds) = (attachment.probe, thread_seconds());
+    if let Some(duty_log2) = duty_log2 {
+        control.set_duty(probe, duty_log2);
+        if let Err(error) = attachment.attach() {
+            // It is tried again at the next tick.
+            tracing::warn!("probe {}: {error:#}", probe.name());
+            return Instant::now();
+        }
+    } else {
+        if probe == Probe::Tcp {
+            // Connections that come and go now are not followed.
+            control.set_tcp_shed(true);
+        }
+        attachment.detach();
+    }
+    let at = Instant::now();
+    site.collector.attached(probe, duty_log2.is_some(), at, thread_seconds() - cpu_seconds);
+    at
+}
+
+/// Runs work that waits on a thread of its own.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     // The work does not panic, and the runtime only stops at the end.
-    tokio::task::spawn_blocking(switched)
+    tokio::task::spawn_blocking(work)
         .await
         .unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }

@@ -30,6 +30,8 @@ pub enum Plan {
         /// Time for which it is.
         length: Duration,
     },
+    /// It is not attached in this cycle: it was for too long in those before.
+    Rest,
 }
 
 /// How long a probe was watched, against how long it should have been.
@@ -55,7 +57,11 @@ impl Windows {
         self.planned = Some(now);
         let most = CYCLE.as_secs_f64();
         self.owed_seconds = (self.owed_seconds + passed.as_secs_f64() * share).clamp(-most, most);
-        let length = Duration::from_secs_f64(self.owed_seconds.max(0.0));
+        // Half a window costs as much to attach for as a whole one.
+        if self.owed_seconds < most * share / 2.0 {
+            return Plan::Rest;
+        }
+        let length = Duration::from_secs_f64(self.owed_seconds);
         let place = CYCLE / (1 << setting.duty_log2) * fastrand::u32(0..1 << setting.duty_log2);
         Plan::Window { delay: place.min(CYCLE - length), length }
     }
@@ -76,18 +82,23 @@ mod tests {
         Setting { probe: Probe::Udp, period_log2: 0, duty_log2, detached: false }
     }
 
-    /// Runs cycles of which every n-th attach takes `late`, and returns the share of the time that was watched.
-    fn watched(cycles: u32, duty_log2: u64, every: u32, late: Duration) -> f64 {
+    /// Runs cycles of which every n-th attach takes `late` and that all last `longer`, and returns the share of the time that was watched.
+    fn watched(cycles: u32, duty_log2: u64, every: u32, late: Duration, longer: Duration) -> f64 {
         let (mut windows, begin) = (Windows::default(), Instant::now());
         let (mut now, mut watched) = (begin, Duration::ZERO);
         for cycle in 0..cycles {
-            let Plan::Window { delay, length } = windows.plan(&setting(duty_log2), now) else {
-                panic!("a share of the time is a window");
+            let (delay, length) = match windows.plan(&setting(duty_log2), now) {
+                Plan::Window { delay, length } => (delay, length),
+                Plan::Rest => {
+                    now += CYCLE;
+                    continue;
+                }
+                plan => panic!("a share of the time is not {plan:?}"),
             };
             assert!(delay + length <= CYCLE);
             let late = if cycle % every == 0 { late } else { Duration::ZERO };
             // Whoever sleeps wakes a little later.
-            let length = length + Duration::from_micros(300);
+            let length = length + longer;
             windows.watched(length);
             watched += length;
             now += CYCLE.max(delay + late + length);
@@ -98,9 +109,15 @@ mod tests {
     #[test]
     fn a_share_of_the_time_is_that_share_also_when_attaching_is_slow() {
         for (every, late) in [(1, 0), (1, 5), (3, 1100), (1, 700)] {
-            let share = watched(400, 3, every, Duration::from_millis(late));
+            let share = watched(400, 3, every, Duration::from_millis(late), Duration::from_micros(300));
             assert!((share * 8.0 - 1.0).abs() < 0.02, "{share} instead of 0.125, {late} ms late");
         }
+    }
+
+    #[test]
+    fn a_window_that_always_ends_late_comes_less_often() {
+        let share = watched(4000, 6, 1, Duration::ZERO, Duration::from_millis(20));
+        assert!((share * 64.0 - 1.0).abs() < 0.02, "{share} instead of 1/64");
     }
 
     #[test]
