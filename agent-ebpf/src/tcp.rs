@@ -18,7 +18,7 @@ use crate::{
     sampling::{self, Weight},
     socket::{cgroup, flow},
     tcp_iter,
-    tcp_socket::{self as socket, ByAddress, InSocket, Memory, Reading},
+    tcp_socket::{self as socket, ByAddress, Followed, InSocket, Memory, Reading},
 };
 
 /// TCP states (include/net/tcp_states.h, 6.18).
@@ -60,7 +60,7 @@ fn state_changed<M: Memory>(ctx: &BtfTracePointContext) -> i32 {
     }
     let Some(bank) = TCP_BANK.get_ptr_mut(0) else { return 0 };
     trace!(ctx, "tcp state {} to {}", old, new);
-    // What is remembered here is of an earlier socket at this address, whose end was not seen.
+    // Should anything be remembered here, it is of an earlier socket at this address.
     if M::OUTLIVES_SOCKET && (new == state::SYN_SENT || old == state::SYN_RECV) {
         socket::forget::<M>(sk);
     }
@@ -202,7 +202,7 @@ pub fn was_shed() -> bool {
 fn begin<M: Memory>(sk: *const c_void, role: Role, since_ns: u64, established: u64) -> bool {
     let counted = FlowRow { sent_bytes: 0, received_bytes: 0, connections: 0, retransmits: 0 };
     let mut value = Socket { flow: flow(sk, PROTOCOL_TCP, role), since_ns, established, counted };
-    socket::follow::<M>(sk, &mut value)
+    socket::follow::<M>(sk, &mut value) != Followed::NoRoom
 }
 
 /// The last state of a connection that is not followed. `M` makes it another function for each program, which the compiler then

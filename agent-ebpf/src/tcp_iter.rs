@@ -19,7 +19,7 @@ use crate::{
     sampling::Weight,
     socket::flow,
     tcp::{state, was_shed},
-    tcp_socket::{self as socket, ByAddress, InSocket, Memory, Reading},
+    tcp_socket::{self as socket, ByAddress, Followed, InSocket, Memory, Reading},
 };
 
 /// What `iter/bpf_sk_storage_map` hands over (`bpf_iter__bpf_sk_storage_map`, net/core/bpf_sk_storage.c, 6.18).
@@ -196,8 +196,10 @@ fn adopt<M: Memory>(sk: *const c_void) -> bool {
         }
     };
     let mut value = Socket { flow: flow(sk, PROTOCOL_TCP, role), since_ns: 0, established, counted };
-    if !socket::follow::<M>(sk, &mut value) {
-        return false;
+    match socket::follow::<M>(sk, &mut value) {
+        Followed::Now => {}
+        Followed::Already => return true,
+        Followed::NoRoom => return false,
     }
     // It may have closed just before it was followed; its end was then counted as one whose beginning was not seen. If its
     // end found it followed, it was adopted and closed like any other.

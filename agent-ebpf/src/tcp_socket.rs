@@ -7,7 +7,7 @@
 use core::{ffi::c_void, ptr};
 
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_SK_STORAGE_GET_F_CREATE},
+    bindings::{BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE},
     helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get, bpf_skc_to_tcp_sock},
 };
 use siskin_ebpf::{FlowKey, FlowRow, Loss, Socket, Table, TcpBank, TcpRow};
@@ -36,14 +36,14 @@ pub struct Moved {
 
 /// Where what is remembered of sockets is kept, and how a word of it is claimed.
 pub trait Memory {
-    /// Whether it may still be there when the socket is gone and its address is another's: when an end was not seen.
+    /// Whether it stays when the socket is gone, until it is removed.
     const OUTLIVES_SOCKET: bool;
 
     /// What is remembered of the socket, if it is followed.
     fn find(sk: *const c_void) -> Option<*mut Socket>;
 
-    /// Remembers it; `false` when the kernel has no memory.
-    fn make(sk: *const c_void, socket: &mut Socket) -> bool;
+    /// Remembers it.
+    fn make(sk: *const c_void, socket: &mut Socket) -> Followed;
 
     /// Forgets it; says whether it was there.
     fn remove(sk: *const c_void) -> bool;
@@ -53,6 +53,17 @@ pub trait Memory {
 
     /// Writes a word if it is still `before`; says whether it was.
     fn replace(word: *mut u64, before: u64, value: u64) -> bool;
+}
+
+/// What came of following a socket.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Followed {
+    /// It is followed from now on.
+    Now,
+    /// Somebody else was first.
+    Already,
+    /// It cannot be followed: the limit is reached or the kernel has no memory.
+    NoRoom,
 }
 
 /// In the socket itself, with which it goes.
@@ -75,10 +86,11 @@ impl Memory for InSocket {
     }
 
     #[inline(always)]
-    fn make(sk: *const c_void, socket: &mut Socket) -> bool {
+    fn make(sk: *const c_void, socket: &mut Socket) -> Followed {
         let (value, create) = (ptr::from_mut(socket).cast(), BPF_SK_STORAGE_GET_F_CREATE.into());
         // SAFETY: `sk` is a socket by BTF, and the value is as long as the map's.
-        !unsafe { bpf_sk_storage_get(storage_map(), sk.cast_mut(), value, create) }.is_null()
+        let made = unsafe { bpf_sk_storage_get(storage_map(), sk.cast_mut(), value, create) };
+        if made.is_null() { Followed::NoRoom } else { Followed::Now }
     }
 
     #[inline(always)]
@@ -113,8 +125,14 @@ impl Memory for ByAddress {
     }
 
     #[inline(always)]
-    fn make(sk: *const c_void, socket: &mut Socket) -> bool {
-        TCP_BY_ADDRESS.insert(sk as u64, *socket, BPF_ANY.into()).is_ok()
+    fn make(sk: *const c_void, socket: &mut Socket) -> Followed {
+        // Never in place of another: between a walk's look for the socket and its adoption the socket may have been established, and
+        // what was noted of that must not be lost.
+        match TCP_BY_ADDRESS.insert(sk as u64, *socket, BPF_NOEXIST.into()) {
+            Ok(()) => Followed::Now,
+            Err(maps::EEXIST) => Followed::Already,
+            Err(_) => Followed::NoRoom,
+        }
     }
 
     #[inline(always)]
@@ -136,20 +154,21 @@ impl Memory for ByAddress {
     }
 }
 
-/// Starts to follow a socket. `false` when it cannot be followed: the limit is reached or the kernel has no memory.
+/// Starts to follow a socket.
 #[inline(always)]
-pub fn follow<M: Memory>(sk: *const c_void, socket: &mut Socket) -> bool {
-    let Some(control) = CONTROL.get_ptr_mut(0) else { return false };
+pub fn follow<M: Memory>(sk: *const c_void, socket: &mut Socket) -> Followed {
+    let Some(control) = CONTROL.get_ptr_mut(0) else { return Followed::NoRoom };
     // SAFETY: `control` is a map value.
     unsafe {
-        if get(&raw const (*control).sockets) < get(&raw const (*control).sockets_limit)
-            && M::make(sk, socket)
-        {
-            add(&raw mut (*control).sockets, 1);
-            return true;
+        if get(&raw const (*control).sockets) >= get(&raw const (*control).sockets_limit) {
+            return Followed::NoRoom;
         }
+        let followed = M::make(sk, socket);
+        if followed == Followed::Now {
+            add(&raw mut (*control).sockets, 1);
+        }
+        followed
     }
-    false
 }
 
 /// Stops following a socket; says whether it was followed.

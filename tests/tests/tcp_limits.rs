@@ -124,7 +124,7 @@ fn three_thousand_short_connections_are_exact_while_scraped() {
         [flow(&last, &here, "client", "127.0.0.1", port), flow(&last, &there, "server", "127.0.0.1", port)];
     let counts =
         [opened(&last, &here)[0], opened(&last, &there)[1], up[2], down[2], up[0] / 1000.0, down[1] / 1000.0];
-    println!("{counts:?}, passed over {missed}");
+    println!("{counts:?}, passed over {missed}, late {}", lost(&last, "late_attach"));
     // Whatever is missing was counted as lost.
     assert!(
         counts.iter().all(|count| (COUNT - missed..=COUNT).contains(count)),
