@@ -75,6 +75,15 @@ fn rate(probe: Probe) -> Option<Rate> {
     }
 }
 
+/// Whether the probe is to count nothing now. Only programs that stay attached meanwhile need to ask.
+#[inline(always)]
+pub fn paused(probe: Probe) -> bool {
+    // SAFETY: a map value with a word for each probe.
+    CONTROL.get_ptr(0).is_some_and(
+        |control| unsafe { get((&raw const (*control).paused).cast::<u64>().add(probe as usize)) } != 0,
+    )
+}
+
 /// Takes the event or passes it over.
 #[inline(always)]
 pub fn take(slot: *mut Slot, probe: Probe) -> Option<Weight> {

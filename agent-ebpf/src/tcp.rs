@@ -43,7 +43,8 @@ pub fn tcp_state(ctx: BtfTracePointContext) -> i32 {
     state_changed::<InSocket>(&ctx)
 }
 
-/// The same for kernels that keep nothing in sockets.
+/// The same for kernels that keep nothing in sockets. It stays attached when the probe is paused: what it remembers of a socket must go
+/// when the socket does.
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub fn tcp_state_addr(ctx: BtfTracePointContext) -> i32 {
     state_changed::<ByAddress>(&ctx)
@@ -51,9 +52,15 @@ pub fn tcp_state_addr(ctx: BtfTracePointContext) -> i32 {
 
 #[inline(always)]
 fn state_changed<M: Memory>(ctx: &BtfTracePointContext) -> i32 {
-    let Some(slot) = meter::begin(Program::TcpState) else { return 0 };
     let sk: *const c_void = ctx.arg(0);
     let (old, new): (u32, u32) = (ctx.arg(1), ctx.arg(2));
+    if M::OUTLIVES_SOCKET && sampling::paused(Probe::Tcp) {
+        if new == state::CLOSE {
+            socket::forget::<M>(sk);
+        }
+        return 0;
+    }
+    let Some(slot) = meter::begin(Program::TcpState) else { return 0 };
     // SAFETY: `sk` is a `sock` by the tracepoint's BTF.
     if unsafe { load::<u16>(sk, &facts::SK_PROTOCOL) } != u16::from(PROTOCOL_TCP) {
         return 0;

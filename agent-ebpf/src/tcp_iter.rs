@@ -10,13 +10,13 @@ use aya_ebpf::{
     bindings::BPF_ANY,
     helpers::generated::{bpf_skc_to_tcp_sock, bpf_sock_from_file},
 };
-use siskin_ebpf::{FlowKey, FlowRow, Listener, Loss, PROTOCOL_TCP, Role, Socket};
+use siskin_ebpf::{FlowKey, FlowRow, Listener, Loss, PROTOCOL_TCP, Probe, Role, Socket};
 
 use crate::{
     atomic::add,
     facts::{self, load},
     maps::{self, TCP_BANK, TCP_LISTENERS},
-    sampling::Weight,
+    sampling::{Weight, paused},
     socket::flow,
     tcp::{state, was_shed},
     tcp_socket::{self as socket, ByAddress, Followed, InSocket, Memory, Reading},
@@ -161,7 +161,7 @@ pub extern "C" fn tcp_walk(ctx: *const TcpSocket) -> c_int {
             listens(sk);
         } else if let Some(socket) = ByAddress::find(sk) {
             sweep::<ByAddress>(sk, socket);
-        } else {
+        } else if !paused(Probe::Tcp) {
             // Without room its end is counted as one whose beginning was not seen.
             adopt::<ByAddress>(sk);
         }

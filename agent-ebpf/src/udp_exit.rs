@@ -1,14 +1,18 @@
 //! The UDP probe where the socket layer has no length tracepoints (before 6.3): on the return of the protocol's own functions, one
 //! pair for each address family. The result is the same number that the tracepoints pass on.
 //!
+//! Kernels before 5.13 attach a program to a function once and never again, so these stay attached when the probe is paused.
+//!
 //! A pair shares its meter slot. Where tasks are preempted inside programs, two families at once may cost the meter a run.
 
 use core::{ffi::c_void, hint::black_box};
 
 use aya_ebpf::{macros::fexit, programs::FExitContext};
+use siskin_ebpf::Probe;
 
 use crate::{
     facts::{self, load},
+    sampling::paused,
     socket::{AF_INET, AF_INET6},
     udp::{received, sent},
 };
@@ -40,13 +44,13 @@ pub fn udpv6_recvmsg(ctx: FExitContext) -> i32 {
 #[inline(always)]
 fn on_send(ctx: &FExitContext, family: u16) -> i32 {
     let sk: *const c_void = ctx.arg(0);
-    if is_of(sk, family) { sent(sk, ctx.arg(3)) } else { 0 }
+    if is_of(sk, family) && !paused(Probe::Udp) { sent(sk, ctx.arg(3)) } else { 0 }
 }
 
 #[inline(always)]
 fn on_receive(ctx: &FExitContext, family: u16) -> i32 {
     let sk: *const c_void = ctx.arg(0);
-    if !is_of(sk, family) {
+    if !is_of(sk, family) || paused(Probe::Udp) {
         return 0;
     }
     // The result comes after the arguments. In boxes, because the compiler would make one load at a computed place of them,

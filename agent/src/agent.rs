@@ -183,7 +183,7 @@ fn start(flags: &Run) -> anyhow::Result<(State, Vec<Attachment>)> {
         (None, Some(file)) => Some(cores::read(file).map_err(anyhow::Error::msg)?),
         (None, None) => Some(flags.cpu),
     };
-    let budget = Budget::new(meter, cores, flags.cpu_strict, &running, cpus);
+    let mut budget = Budget::new(meter, cores, flags.cpu_strict, &running, cpus);
     if let Some(period) = flags.sampling_period {
         let rate = Rate { period_log2: period.ilog2().into(), ..Rate::default() };
         for probe in [Probe::Disk, Probe::Udp] {
@@ -193,6 +193,7 @@ fn start(flags: &Run) -> anyhow::Result<(State, Vec<Attachment>)> {
     let plans = probes::plans(&limits).into_iter().map(|(_, plan)| plan).collect();
     let wanted = Wanted { plans, memory_limit_bytes: flags.sizes.memory, enabled };
     let attachments = kernel.take_attachments();
+    budget.stay_attached(attachments.iter().filter(|of| of.stays()).map(|of| of.probe).collect());
     Ok((State::new(kernel, readers, workloads, flows, budget, wanted), attachments))
 }
 

@@ -137,11 +137,13 @@ fn switch_now(
             tracing::warn!("probe {}: {error:#}", probe.name());
             return Instant::now();
         }
+        control.set_paused(probe, false);
     } else {
         if probe == Probe::Tcp {
             // Connections that come and go now are not followed.
             control.set_tcp_shed(true);
         }
+        control.set_paused(probe, true);
         attachment.detach();
     }
     let at = Instant::now();

@@ -9,7 +9,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use siskin_tests::{agent::Agent, cgroup, cgroup::Cgroup, metrics::Metrics};
+use siskin_tests::{
+    agent::Agent,
+    cgroup,
+    cgroup::Cgroup,
+    metrics::Metrics,
+    tcp::{Load, flow, open, opened},
+};
 
 /// Sends and receives datagrams of 100 bytes on loopback for so long; returns how many.
 fn flood(length: Duration) -> u64 {
@@ -92,6 +98,92 @@ fn a_budget_can_be_changed_by_a_file_and_sighup() {
         metrics.sum("siskin_process_execs_total", &cgroup.labels()) > 0.0
     });
     assert!(metrics.sum("siskin_process_execs_total", &cgroup.labels()) > 0.0);
+    cgroup.enter();
+    let metrics = agent.scrape_until(|metrics| {
+        flood(Duration::from_millis(1));
+        sent(metrics, &cgroup) > 0.0
+    });
+    cgroup::leave();
+    assert!(sent(&metrics, &cgroup) > 0.0, "no datagram was counted again\n{}", agent.log());
+    fs::remove_file(file).expect("the file goes");
+}
+
+#[test]
+fn connections_that_end_without_a_budget_are_not_taken_for_later_ones() {
+    const COUNT: f64 = 30.0;
+    let file = std::env::temp_dir().join(format!("siskin-pause-{}", std::process::id()));
+    fs::write(&file, "50m\n").expect("a file");
+    let (here, there, other) = (Cgroup::new("client"), Cgroup::new("server"), Cgroup::new("other"));
+    let agent = Agent::start(&[&format!("--budget.cpu-file={}", file.display())]);
+    let change = |text: &str| {
+        fs::write(&file, text).expect("a file");
+        // SAFETY: a signal to the agent, which handles it.
+        assert_eq!(unsafe { libc::kill(agent.pid() as i32, libc::SIGHUP) }, 0);
+    };
+    let load = |cgroup: &Cgroup| Load::start(cgroup.command(env!("CARGO_BIN_EXE_load")));
+    let (mut client, mut server, mut outsider) = (load(&here), load(&there), load(&other));
+    let port = server.ask("listen 127.0.0.1:0");
+    let connect = |client: &mut Load, server: &mut Load, bytes: u32| {
+        let end = client.ask(format!("connect 127.0.0.1:{port}"));
+        let peer = server.ask(format!("accept {port}"));
+        client.ask(format!("send {end} {bytes}"));
+        server.ask(format!("receive {peer} {bytes}"));
+        (end, peer)
+    };
+    let close = |client: &mut Load, server: &mut Load, pairs: Vec<(u64, u64)>| {
+        for (end, peer) in pairs {
+            client.ask(format!("close {end}"));
+            server.ask(format!("end {peer}"));
+            server.ask(format!("close {peer}"));
+        }
+    };
+    // Whether the agent sees a connection that others make now.
+    let mut is_seen = || {
+        let port = outsider.ask("listen 127.0.0.1:0");
+        let before = opened(&agent.scrape(), &other)[0];
+        let end = outsider.ask(format!("connect 127.0.0.1:{port}"));
+        outsider.ask(format!("close {end}"));
+        outsider.ask(format!("unlisten {port}"));
+        opened(&agent.scrape(), &other)[0] > before
+    };
+    // One of the two maps remembers sockets, and has series.
+    let remembered = |metrics: &Metrics| {
+        let entries = |map| metrics.sum("siskin_map_entries", &[("map", map)]);
+        entries("tcp_sockets") + entries("tcp_by_address")
+    };
+    let before = remembered(&agent.scrape());
+    let early: Vec<_> = (0..COUNT as u32).map(|_| connect(&mut client, &mut server, 100)).collect();
+    let metrics = agent.scrape_until(|metrics| open(metrics, &there)[1] == COUNT);
+    assert_eq!([open(&metrics, &here)[0], open(&metrics, &there)[1]], [COUNT; 2]);
+
+    change("0");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while is_seen() {
+        assert!(Instant::now() < deadline, "the probe still counts");
+    }
+    close(&mut client, &mut server, early);
+    // These may get the memory of those.
+    let late: Vec<_> = (0..COUNT as u32).map(|_| connect(&mut client, &mut server, 7)).collect();
+
+    change("50m");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !is_seen() {
+        assert!(Instant::now() < deadline, "the probe does not count again\n{}", agent.log());
+    }
+    close(&mut client, &mut server, late);
+    drop(outsider);
+    let over = |metrics: &Metrics| {
+        let ended = flow(metrics, &there, "server", "127.0.0.1", port)[2] == 2.0 * COUNT;
+        ended && remembered(metrics) < before + COUNT / 2.0
+    };
+    let metrics = agent.scrape_until(over);
+    assert_eq!([opened(&metrics, &here)[0], opened(&metrics, &there)[1]], [COUNT; 2]);
+    assert_eq!([open(&metrics, &here), open(&metrics, &there)], [[0.0; 2]; 2]);
+    // What the early ones moved was counted by the scrape that found them open, the late ones are whole.
+    let moved = COUNT * 107.0;
+    assert_eq!(flow(&metrics, &here, "client", "127.0.0.1", port), [moved, 0.0, 2.0 * COUNT]);
+    assert_eq!(flow(&metrics, &there, "server", "127.0.0.1", port), [0.0, moved, 2.0 * COUNT]);
+    assert!(remembered(&metrics) < before + COUNT / 2.0, "{} of {before}", remembered(&metrics));
     fs::remove_file(file).expect("the file goes");
 }
 

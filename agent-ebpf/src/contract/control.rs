@@ -80,6 +80,8 @@ pub struct Control {
     pub tcp_shed: u64,
     /// How each probe's events are sampled. Written by user space.
     pub rates: [Rate; PROBES],
+    /// 1 while a probe is to count nothing: for those of its programs that stay attached nevertheless. Written by user space.
+    pub paused: [u64; PROBES],
 }
 
 /// Why something was not counted where it belongs.

@@ -45,7 +45,7 @@ pub struct Load {
     pub event_seconds: f64,
     /// What its information is worth beside that of others.
     pub worth: f64,
-    /// Cores that attaching and detaching it for a window in every cycle takes.
+    /// Cores that attaching and detaching it for a window in every cycle takes; infinite when it cannot be.
     pub switch_cores: f64,
 }
 
@@ -353,6 +353,20 @@ mod tests {
         // What two windows and the process cost lies above the mark.
         assert!(run[25].0 > 0.005 * RECOVER, "{:?}", run[25]);
         assert_eq!(windows(&run[59].1), 0, "{:?}", run[59]);
+    }
+
+    #[test]
+    fn a_probe_that_cannot_be_detached_is_drawn_from_and_no_more() {
+        let mut controller = Controller::new(0.005, &PROBES);
+        let run = simulate(&mut controller, 20, |_| {
+            let mut cost = cost(1e3, 3e6);
+            cost.loads[1].switch_cores = f64::INFINITY;
+            cost
+        });
+        let (cores, settings) = &run[19];
+        assert!(cores.is_finite());
+        assert_eq!(settings[1].duty_log2, 0, "{settings:?}");
+        assert!(settings[1].period_log2 >= 10, "{settings:?}");
     }
 
     #[test]

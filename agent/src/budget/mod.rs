@@ -54,6 +54,8 @@ pub struct Budget {
     controller: Option<Controller>,
     running: Vec<Probe>,
     may_shed: Vec<Probe>,
+    /// Probes that detaching saves nothing of.
+    stay: Vec<Probe>,
     cpus: f64,
     tick: u64,
     at: Instant,
@@ -91,6 +93,7 @@ impl Budget {
             running: running.to_vec(),
             attached_since: may_shed.iter().map(|probe| (*probe as usize, now)).collect(),
             may_shed,
+            stay: Vec::new(),
             cpus: cpus as f64,
             tick: 0,
             at: now,
@@ -106,6 +109,12 @@ impl Budget {
             switch_seconds: HashMap::new(),
             loads: HashMap::new(),
         }
+    }
+
+    /// Says which probes have programs that stay attached when the probe is detached: detaching them for most of the time would save
+    /// little, and lose as much.
+    pub fn stay_attached(&mut self, probes: Vec<Probe>) {
+        self.stay = probes;
     }
 
     /// Changes the budget; nothing when sampling is fixed by hand.
@@ -269,7 +278,12 @@ impl Budget {
             // While connections are followed, most of what is done for them is drawn for only once.
             events: events.max(full_runs) / attached,
             event_seconds: *event_seconds,
-            switch_cores: switch_seconds / CYCLE.as_secs_f64(),
+            // No budget is enough to have those detached that stay.
+            switch_cores: if self.stay.contains(&probe) {
+                f64::INFINITY
+            } else {
+                switch_seconds / CYCLE.as_secs_f64()
+            },
             worth: if HOT.contains(&probe) { 1.0 } else { EXACT_WORTH },
         };
         self.loads.insert(index, load);

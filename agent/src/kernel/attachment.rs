@@ -12,29 +12,45 @@ use super::sys;
 pub struct Attachment {
     /// The probe.
     pub probe: Probe,
-    programs: Vec<(&'static str, OwnedFd)>,
-    links: Vec<OwnedFd>,
+    programs: Vec<Attached>,
+    is_attached: bool,
+}
+
+/// A program and its link, which is closed to detach it.
+#[derive(Debug)]
+struct Attached {
+    name: &'static str,
+    program: OwnedFd,
+    link: Option<OwnedFd>,
+    /// Not detached with the others: it looks itself whether the probe is paused.
+    stays: bool,
 }
 
 impl Attachment {
     /// Nothing yet.
     pub fn new(probe: Probe) -> Self {
-        Self { probe, programs: Vec::new(), links: Vec::new() }
+        Self { probe, programs: Vec::new(), is_attached: false }
     }
 
-    /// Attaches one more program, which then belongs to the probe's.
+    /// Attaches one more program, which then belongs to the probe's. One that `stays` is never detached.
     ///
     /// # Errors
     /// When the kernel refuses; the program is then none of the probe's.
-    pub fn add(&mut self, name: &'static str, program: OwnedFd) -> anyhow::Result<()> {
-        self.links.push(sys::attach(program.as_fd())?);
-        self.programs.push((name, program));
+    pub fn add(&mut self, name: &'static str, program: OwnedFd, stays: bool) -> anyhow::Result<()> {
+        let link = Some(sys::attach(program.as_fd())?);
+        self.programs.push(Attached { name, program, link, stays });
+        self.is_attached = true;
         Ok(())
     }
 
-    /// Whether the programs are attached.
+    /// Whether the programs are attached, but for those that stay in any case.
     pub fn is_attached(&self) -> bool {
-        !self.links.is_empty()
+        self.is_attached
+    }
+
+    /// Whether a program of the probe stays attached, so that detaching the probe does not save what running it costs.
+    pub fn stays(&self) -> bool {
+        self.programs.iter().any(|of| of.stays)
     }
 
     /// Attaches the programs again. May wait long on a busy machine: before a tracepoint gets its first program again, the kernel waits
@@ -44,20 +60,27 @@ impl Attachment {
     /// When the kernel refuses one; none is attached then.
     pub fn attach(&mut self) -> anyhow::Result<()> {
         self.detach();
-        let links: Result<_, _> = self
-            .programs
-            .iter()
-            .map(|(name, program)| {
-                sys::attach(program.as_fd()).with_context(|| format!("cannot attach program `{name}`"))
-            })
-            .collect();
-        self.links = links?;
+        for Attached { name, program, link, .. } in self.programs.iter_mut().filter(|of| !of.stays) {
+            let attached =
+                sys::attach(program.as_fd()).with_context(|| format!("cannot attach program `{name}`"));
+            match attached {
+                Ok(attached) => *link = Some(attached),
+                Err(error) => {
+                    self.detach();
+                    return Err(error);
+                }
+            }
+        }
+        self.is_attached = true;
         Ok(())
     }
 
-    /// Detaches the programs.
+    /// Detaches the programs that do not stay.
     pub fn detach(&mut self) {
-        // Closing a link detaches.
-        self.links.clear();
+        for of in self.programs.iter_mut().filter(|of| !of.stays) {
+            // Closing a link detaches.
+            of.link = None;
+        }
+        self.is_attached = false;
     }
 }

@@ -21,6 +21,7 @@ struct Shared {
     sockets_limit: AtomicU64,
     tcp_shed: AtomicU64,
     rates: [[AtomicU64; 4]; PROBES],
+    paused: [AtomicU64; PROBES],
 }
 
 const _: () = assert!(
@@ -31,6 +32,7 @@ const _: () = assert!(
         && offset_of!(Shared, sockets_limit) == offset_of!(Layout, sockets_limit)
         && offset_of!(Shared, tcp_shed) == offset_of!(Layout, tcp_shed)
         && offset_of!(Shared, rates) == offset_of!(Layout, rates)
+        && offset_of!(Shared, paused) == offset_of!(Layout, paused)
         && offset_of!(Rate, period_log2) == 0
         && offset_of!(Rate, duty_log2) == 8
         && offset_of!(Rate, tick) == 16
@@ -133,6 +135,11 @@ impl Control {
         allowance.store(rate.allowance, SeqCst);
         period_log2.store(rate.period_log2.min(MAX_PERIOD_LOG2), SeqCst);
         tick.store(rate.tick, SeqCst);
+    }
+
+    /// Has those programs of a probe count nothing, or count again, that stay attached when the others are detached.
+    pub fn set_paused(&self, probe: Probe, paused: bool) {
+        self.shared().paused[probe as usize].store(paused.into(), SeqCst);
     }
 
     /// Whether there may be connections that are not followed because of the CPU budget.

@@ -44,6 +44,8 @@ pub struct Hook {
     pub remedy: &'static str,
     /// What is not told where others are used instead; `None` when they tell the same truth.
     pub loses: Option<&'static str>,
+    /// Whether the program has to see every event, and is never detached.
+    pub stays: bool,
 }
 
 /// Hooks that work together, and others that do their work on kernels that lack what they need.

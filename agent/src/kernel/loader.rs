@@ -75,6 +75,8 @@ pub struct Kernel {
     sysfs: PathBuf,
     iterators: Vec<(&'static str, Iter)>,
     attachments: Vec<Attachment>,
+    /// Whether this kernel attaches a program to a function more than once; `None` until one is there to be tried.
+    exits_attach_again: Option<bool>,
 }
 
 /// A group with why its cheapest hooks cannot be used, if so.
@@ -146,6 +148,7 @@ impl Kernel {
             sysfs: request.sysfs.to_owned(),
             iterators: Vec::new(),
             attachments: Vec::new(),
+            exits_attach_again: None,
         };
         for choice in &choices {
             kernel.attach_group(choice, request.enabled, &facts, &aya_btf);
@@ -213,6 +216,7 @@ impl Kernel {
             Point::Tracepoint(_) | Point::Exit(_) | Point::Iterator(_) => None,
         };
         let program = program(&mut self.ebpf, name)?;
+        let mut stays = hook.stays;
         match hook.point {
             Point::Tracepoint(tracepoint) => {
                 let AyaProgram::BtfTracePoint(program) = program else { bail!(OTHER_KIND) };
@@ -221,6 +225,19 @@ impl Kernel {
             Point::Exit(function) => {
                 let AyaProgram::FExit(program) = program else { bail!(OTHER_KIND) };
                 program.load(function, btf)?;
+                let again = match self.exits_attach_again {
+                    Some(again) => again,
+                    None => {
+                        let again = sys::attaches_again(program.fd()?.as_fd())?;
+                        if !again {
+                            // That was the only time for this one.
+                            program.unload()?;
+                            program.load(function, btf)?;
+                        }
+                        *self.exits_attach_again.insert(again)
+                    }
+                };
+                stays |= !again;
             }
             Point::Iterator(target) | Point::MapIterator(target, _) => {
                 let program: &mut IterProgram = program.try_into()?;
@@ -235,7 +252,7 @@ impl Kernel {
                 self.attachments.push(Attachment::new(hook.probe));
                 self.attachments.len() - 1
             });
-            self.attachments[index].add(name, fd.try_clone()?)?;
+            self.attachments[index].add(name, fd.try_clone()?, stays)?;
         }
         self.programs.push(Program::new(hook.probe, name, fd));
         Ok(())

@@ -143,6 +143,20 @@ pub fn attach(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     unsafe { bpf(bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &mut attr) }.map(owned)
 }
 
+/// Whether a loaded program can be attached once more after it was detached: to functions not before 5.13
+/// (bpf_tracing_prog_attach, kernel/bpf/syscall.c, forgets where the program belongs). Leaves it detached; where it cannot, for good.
+///
+/// # Errors
+/// When it cannot be attached at all, as [`attach`] says.
+pub fn attaches_again(program: BorrowedFd<'_>) -> io::Result<bool> {
+    drop(attach(program)?);
+    match attach(program) {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Links a loaded iterator program, to the elements of `map` where it visits a map's elements.
 ///
 /// # Errors

@@ -27,7 +27,7 @@ pub const GROUPS: &[Group] = &[Group::only(&[
 
 const fn hook(program: &'static str, tracepoint: &'static str) -> Hook {
     let point = Point::Tracepoint(tracepoint);
-    Hook { probe: Probe::Cgroup, program, point, remedy: "CONFIG_CGROUPS=y", loses: None }
+    Hook { probe: Probe::Cgroup, program, point, remedy: "CONFIG_CGROUPS=y", loses: None, stays: false }
 }
 
 /// Notes that the kernel keeps until the next tick: six times what 10,000 cgroups a minute leave.

@@ -33,6 +33,7 @@ pub const GROUPS: &[Group] = &[Group::only(&[Hook {
     point: Point::Tracepoint("block_rq_complete"),
     remedy: "CONFIG_BLOCK=y",
     loses: None,
+    stays: false,
 }])];
 
 /// Rows in the kernel's table of devices: one per operation.

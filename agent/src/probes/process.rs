@@ -31,7 +31,7 @@ pub const GROUPS: &[Group] = &[Group::only(&[
 
 const fn hook(program: &'static str, tracepoint: &'static str) -> Hook {
     let point = Point::Tracepoint(tracepoint);
-    Hook { probe: Probe::Process, program, point, remedy: "CONFIG_BPF_EVENTS=y", loses: None }
+    Hook { probe: Probe::Process, program, point, remedy: "CONFIG_BPF_EVENTS=y", loses: None, stays: false }
 }
 
 /// Processes whose end is remembered, on kernels that do not name the last thread: more than can end at one moment.

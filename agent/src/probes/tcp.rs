@@ -49,7 +49,8 @@ pub const GROUPS: &[Group] = &[
             },
         ],
         instead: &[
-            hook(program::TCP_STATE_BY_ADDRESS, STATE, INET),
+            // What it remembers of a socket has to go with the socket.
+            Hook { stays: true, ..hook(program::TCP_STATE_BY_ADDRESS, STATE, INET) },
             hook(program::TCP_WALK, Point::Iterator("tcp"), "Linux 5.9"),
         ],
         maps: [&[map::TCP_SOCKETS], &[map::TCP_BY_ADDRESS]],
@@ -64,7 +65,7 @@ const STATE: Point = Point::Tracepoint("inet_sock_set_state");
 const INET: &str = "CONFIG_INET=y";
 
 const fn hook(program: &'static str, point: Point, remedy: &'static str) -> Hook {
-    Hook { probe: Probe::Tcp, program, point, remedy, loses: None }
+    Hook { probe: Probe::Tcp, program, point, remedy, loses: None, stays: false }
 }
 
 /// Listening ports remembered while sockets are adopted.

@@ -46,7 +46,7 @@ const fn exits([v4, v6]: [&'static str; 2]) -> [Hook; 2] {
 }
 
 const fn hook(program: &'static str, point: Point, remedy: &'static str) -> Hook {
-    Hook { probe: Probe::Udp, program, point, remedy, loses: None }
+    Hook { probe: Probe::Udp, program, point, remedy, loses: None, stays: false }
 }
 
 /// Rows in the kernel's table of flows. Who has a series is decided among those that have a row here between two readings: room
