@@ -12,13 +12,10 @@ use siskin_ebpf::Probe;
 use crate::{
     budget::{Budget, controller::Setting},
     flows::{FlowTable, Protocol},
-    kernel::{
-        hook::{HookState, State as Became},
-        loader::Kernel,
-        memory::Plan,
-    },
+    kernel::{hook::State as Became, loader::Kernel, memory::Plan},
     metrics::{self, Exposition, NANOS},
     probes::Reader,
+    readiness::Readiness,
     workload::Workloads,
 };
 
@@ -34,8 +31,8 @@ struct Reading {
 pub struct Snapshot {
     /// All metrics.
     pub families: Vec<MetricFamily>,
-    /// Probes that are not fully up, or whose last reading failed; each with why.
-    pub missing: Vec<String>,
+    /// How every probe fares.
+    pub readiness: Readiness,
 }
 
 /// Everything that is read, behind one lock: readings never overlap, and those who wait for one share it.
@@ -259,7 +256,8 @@ impl State {
         self.describe_maps(&mut out);
         let mut families = out.into_families();
         families.extend(self.process.collect());
-        Snapshot { families, missing: self.missing() }
+        let is_read = |probe: Probe| self.readings.get(probe.name()).is_none_or(|reading| reading.success);
+        Snapshot { families, readiness: Readiness::of(&self.kernel.hooks, is_read) }
     }
 
     /// The errors of what may be estimated. Several probes may add to a metric; their events are drawn independently.
@@ -337,16 +335,5 @@ impl State {
                 }
             }
         }
-    }
-
-    /// What a ready agent would have and this one has not.
-    fn missing(&self) -> Vec<String> {
-        let hooks = self.kernel.hooks.iter().filter_map(HookState::lack);
-        let readings = self
-            .readings
-            .iter()
-            .filter(|(_, reading)| !reading.success)
-            .map(|(probe, _)| format!("{probe}: the last reading failed"));
-        hooks.chain(readings).collect()
     }
 }

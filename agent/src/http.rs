@@ -2,7 +2,7 @@
 //!
 //! * the telemetry path: metrics in the text format 0.0.4; reads the kernel
 //! * `/healthz`: 200 while the process answers; never touches the kernel
-//! * `/readyz`: 200 when every enabled probe is up and was read, else 503 and what is missing
+//! * `/readyz`: 200 when everything runs that this kernel allows, else 503; then every probe, and what it lacks
 //! * `/`: a page for people
 
 use std::{convert::Infallible, future::Future, io, pin::pin, sync::Arc, time::Duration};
@@ -146,15 +146,11 @@ async fn respond(request: &Request<Incoming>, site: Arc<Site>) -> Response<Full<
 }
 
 fn ready(snapshot: &Snapshot) -> Response<Full<Bytes>> {
-    if snapshot.missing.is_empty() {
-        return plain(StatusCode::OK, "ready\n");
-    }
-    let mut text = "not ready\n".to_owned();
-    for line in &snapshot.missing {
-        text.push_str(line);
-        text.push('\n');
-    }
-    plain(StatusCode::SERVICE_UNAVAILABLE, &text)
+    let status = match snapshot.readiness.is_ready() {
+        true => StatusCode::OK,
+        false => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    plain(status, &snapshot.readiness.text())
 }
 
 fn plain(status: StatusCode, text: &str) -> Response<Full<Bytes>> {

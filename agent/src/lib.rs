@@ -17,5 +17,6 @@ pub mod kernel;
 pub mod metrics;
 pub mod page;
 pub mod probes;
+pub mod readiness;
 pub mod ticks;
 pub mod workload;

@@ -21,7 +21,7 @@ pub fn html(snapshot: &Snapshot, telemetry_path: &str) -> String {
         "<h1>Siskin</h1><p><a href=\"{0}\">{0}</a> · <a href=\"/readyz\">/readyz</a> · <a href=\"/healthz\">/healthz</a></p>",
         escape(telemetry_path)
     );
-    for line in &snapshot.missing {
+    for line in snapshot.readiness.lacks() {
         let _ = write!(page, "<p class=\"bad\">{}</p>", escape(line));
     }
     page.push_str("<div class=\"tables\">");
@@ -132,8 +132,10 @@ table{width:100%;border-collapse:collapse}td{padding:.15rem 0;border-bottom:1px 
 
 #[cfg(test)]
 mod tests {
+    use siskin_ebpf::Probe;
+
     use super::*;
-    use crate::metrics::Exposition;
+    use crate::{metrics::Exposition, readiness::Readiness};
 
     #[test]
     fn the_page_shows_the_busiest_and_escapes_what_others_named() {
@@ -142,14 +144,15 @@ mod tests {
             out.counter(&metrics::PROCESS_COMM_EXECS, &[comm], execs);
         }
         out.counter(&metrics::DISK_BYTES, &["vda", "read"], 3.0 * 1024.0 * 1024.0);
-        let snapshot = Snapshot { families: out.into_families(), missing: vec!["tcp: no BTF".into()] };
+        let readiness = Readiness::of(&[], |probe| probe != Probe::Tcp);
+        let snapshot = Snapshot { families: out.into_families(), readiness };
         let page = html(&snapshot, "/metrics");
         assert!(
             page.contains("<tr><td>sh</td><td class=\"n\">12</td></tr><tr><td>&lt;script&gt;</td>"),
             "{page}"
         );
         assert!(page.contains("<td>vda read</td><td class=\"n\">3 MiB</td>"), "{page}");
-        assert!(page.contains("tcp: no BTF"));
+        assert!(page.contains("tcp: the last reading failed"));
         assert!(!page.contains("idle") && !page.contains("<script>"));
     }
 }

@@ -232,7 +232,8 @@ fn sigterm_ends_it_within_a_second_while_it_is_scraped() {
 fn every_page_answers_as_documented() {
     let agent = Agent::start(&[]);
     assert_eq!(agent.get("/healthz"), (200, "ok\n".into()));
-    assert_eq!(agent.get("/readyz"), (200, "ready\n".into()));
+    let all = "ready\ncgroup up\nprocess up\ntcp up\ndisk up\nudp up\n";
+    assert_eq!(agent.get("/readyz"), (200, all.into()));
     let (status, page) = agent.get("/");
     assert_eq!(status, 200);
     assert!(page.to_ascii_lowercase().starts_with("<!doctype html>"), "{page}");
@@ -292,7 +293,9 @@ fn a_probe_that_is_turned_off_has_no_series_and_is_called_disabled() {
             })
             .collect();
         assert_eq!(states, BTreeSet::from(["disabled"]), "{probe}");
-        assert_eq!(agent.get("/readyz"), (200, "ready\n".into()), "the operator wants it so");
+        let (status, page) = agent.get("/readyz");
+        assert_eq!(status, 200, "the operator wants it so");
+        assert!(page.contains(&format!("\n{probe} disabled\n")), "{page}");
     }
 }
 

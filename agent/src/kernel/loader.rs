@@ -191,16 +191,7 @@ impl Kernel {
             }
             Some(ProgramError::LoadError { io_error, verifier_log }) => {
                 tracing::debug!("verifier log of {program}: {verifier_log}");
-                match objection(&verifier_log.to_string()) {
-                    Some(objection) => {
-                        State::Failed(format!("cannot load program `{program}`: {io_error}: {objection}"))
-                    }
-                    // It was refused before the verifier looked at it.
-                    None => {
-                        let what = format!("cannot load program `{program}` for {point}: {io_error}");
-                        State::Unsupported(format!("{what}; it needs {remedy}"))
-                    }
-                }
+                refused(hook, io_error, &verifier_log.to_string())
             }
             _ if errno(&error) == Some(ENOTSUPP) => {
                 State::Unsupported(format!("this kernel attaches nothing to {point}; it needs {remedy}"))
@@ -335,6 +326,19 @@ fn errno(error: &anyhow::Error) -> Option<i32> {
     error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error)
 }
 
+/// What becomes of a hook whose program the kernel does not load.
+fn refused(hook: &Hook, error: &io::Error, log: &str) -> State {
+    let Hook { program, remedy, .. } = hook;
+    let what = format!("cannot load program `{program}` for {}: {error}", hook.point.name());
+    match objection(log) {
+        Some(objection) => State::Failed(format!("{what}: {objection}")),
+        // The capabilities are there: a security module forbids it. That is nothing that the kernel lacks.
+        None if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES)) => State::Failed(what),
+        // The verifier did not even look at it.
+        None => State::Unsupported(format!("{what}; it needs {remedy}")),
+    }
+}
+
 /// What the verifier objects to. Its log ends with statistics; the objection stands above them.
 fn objection(log: &str) -> Option<&str> {
     const STATISTICS: [&str; 3] = ["processed ", "stack depth ", "verification time "];
@@ -399,5 +403,28 @@ fn raise_memlock() {
     use rustix::process::{Resource, Rlimit, setrlimit};
     if let Err(error) = setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None }) {
         tracing::debug!("cannot raise RLIMIT_MEMLOCK: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::probes;
+
+    #[test]
+    fn what_the_kernel_lacks_is_told_from_what_it_refuses() {
+        let hook = probes::udp::GROUPS[0].instead[0];
+        let refused = |errno, log| refused(&hook, &io::Error::from_raw_os_error(errno), log);
+        let what = format!("cannot load program `{}` for {}: ", hook.program, hook.point.name());
+        // The log's first line is the objection, the second statistics.
+        let verifier = refused(libc::EACCES, "R1 invalid mem access\nprocessed 9 insns\n");
+        assert!(matches!(&verifier, State::Failed(reason) if reason.starts_with(&what)), "{verifier:?}");
+        assert!(verifier.reason().ends_with("(os error 13): R1 invalid mem access"), "{verifier:?}");
+        let lacking = refused(libc::EINVAL, "processed 0 insns\n");
+        assert!(matches!(&lacking, State::Unsupported(_)), "{lacking:?}");
+        let needs = format!("(os error 22); it needs {}", hook.remedy);
+        assert!(lacking.reason().ends_with(&needs), "{lacking:?}");
+        let forbidden = refused(libc::EPERM, "");
+        assert!(matches!(&forbidden, State::Failed(_)), "{forbidden:?}");
     }
 }

@@ -96,11 +96,16 @@ fn lag() -> Vec<Panel> {
 
 fn losses() -> Vec<Panel> {
     vec![
-        Panel::states("Probes down")
-            .about("Wanted, but a hook could not be attached. The dashboard Debug has the hooks and reasons.")
+        Panel::states("Probes")
+            .about(
+                "Down: the kernel refused a program. Limited: this kernel does not have all that the probe needs. The dashboard Debug has the hooks and reasons.",
+            )
             .size(12, 8)
-            .words(&[("0", "up", GREEN), ("1", "down", RED)])
-            .query("node_probe:siskin_probe_down:bool{node=~\"$node\"}", "{{node}} {{probe}}"),
+            .words(&[("0", "up", GREEN), ("1", "limited", YELLOW), ("2", "down", RED)])
+            .query(
+                "clamp_max(2 * node_probe:siskin_probe_down:bool{node=~\"$node\"} + node_probe:siskin_probe_unsupported:bool{node=~\"$node\"}, 2)",
+                "{{node}} {{probe}}",
+            ),
         Panel::graph("Lost per second")
             .about("What could not be counted where it belongs, by reason; docs/runbooks/SiskinLosses.md explains them.")
             .query(
