@@ -18,6 +18,7 @@ use crate::{
         cores,
         meter::Meter,
     },
+    cardinality,
     cli::{Paths, Run, Sizes},
     collect::{Collector, State, Wanted},
     flows::FlowTable,
@@ -160,6 +161,8 @@ fn start(flags: &Run) -> anyhow::Result<(State, Vec<Attachment>)> {
         kernel.maps_bytes,
         flags.sizes.memory
     );
+    let bound = cardinality::bound(&limits, &peers, &enabled);
+    tracing::info!("a scrape brings at most {} series in {} bytes", bound.series, bound.bytes);
     let control_map = kernel.map(map::CONTROL)?;
     // Reading any map tells whether reading maps still works.
     let works = || sys::lookup(control_map.as_fd(), &0u32.to_ne_bytes(), &mut [0; CONTROL_WORDS]).is_ok();
@@ -191,7 +194,7 @@ fn start(flags: &Run) -> anyhow::Result<(State, Vec<Attachment>)> {
         }
     }
     let plans = probes::plans(&limits).into_iter().map(|(_, plan)| plan).collect();
-    let wanted = Wanted { plans, memory_limit_bytes: flags.sizes.memory, enabled };
+    let wanted = Wanted { plans, memory_limit_bytes: flags.sizes.memory, enabled, bound };
     let attachments = kernel.take_attachments();
     budget.stay_attached(attachments.iter().filter(|of| of.stays()).map(|of| of.probe).collect());
     Ok((State::new(kernel, readers, workloads, flows, budget, wanted), attachments))

@@ -52,6 +52,8 @@ pub enum Document {
     Metrics,
     /// Every flag
     Help,
+    /// The most series
+    Cardinality,
 }
 
 /// Flags of `siskin run`.
@@ -224,6 +226,17 @@ pub struct Sizes {
     /// How long series of flows and command names stay to which nothing is added
     #[arg(long = "series.max-idle", value_name = "DURATION", default_value = "1h", value_parser = duration)]
     pub max_idle: Duration,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        #[derive(Parser)]
+        struct Alone {
+            #[command(flatten)]
+            sizes: Sizes,
+        }
+        Alone::parse_from(["siskin"]).sizes
+    }
 }
 
 impl Sizes {

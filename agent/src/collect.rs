@@ -11,6 +11,7 @@ use siskin_ebpf::Probe;
 
 use crate::{
     budget::{Budget, controller::Setting},
+    cardinality::Bound,
     flows::{FlowTable, Protocol},
     kernel::{hook::State as Became, loader::Kernel, memory::Plan},
     metrics::{self, Exposition, NANOS},
@@ -50,6 +51,8 @@ pub struct Wanted {
     pub memory_limit_bytes: u64,
     /// The probes that are to run.
     pub enabled: Vec<Probe>,
+    /// The most that one scrape can bring.
+    pub bound: Bound,
 }
 
 /// The running agent's parts that a reading needs.
@@ -287,14 +290,13 @@ impl State {
             out.gauge(&metrics::PROBE_UP, &[probe.name()], f64::from(up));
         }
         // Two programs of a probe may sit on one hook; if they fare alike they are one series.
-        let hooks = self
-            .kernel
-            .hooks
-            .iter()
-            .filter(|of| !matches!(of.state, Became::Replaced(_)))
-            .map(|of| (of.hook.probe.name(), of.hook.point.name(), of.state.name(), of.state.reason()));
+        let hooks =
+            self.kernel.hooks.iter().filter(|of| !matches!(of.state, Became::Replaced(_))).map(|of| {
+                let reason = metrics::fit(of.state.reason(), metrics::REASON_BYTES);
+                (of.hook.probe.name(), of.hook.point.name(), of.state.name(), reason)
+            });
         for (probe, hook, state, reason) in hooks.collect::<BTreeSet<_>>() {
-            out.gauge(&metrics::PROBE_HOOK_INFO, &[probe, &hook, state, reason], 1.0);
+            out.gauge(&metrics::PROBE_HOOK_INFO, &[probe, &hook, state, &reason], 1.0);
         }
         for (probe, reading) in &self.readings {
             out.gauge(&metrics::COLLECT_SECONDS, &[probe], reading.seconds);
@@ -302,6 +304,9 @@ impl State {
         }
         out.gauge(&metrics::HEARTBEAT, &[], self.heartbeat);
         self.workloads.describe(out);
+        let Bound { series, bytes } = self.wanted.bound;
+        out.gauge(&metrics::SERIES_LIMIT, &[], series as f64);
+        out.gauge(&metrics::SCRAPE_LIMIT, &[], bytes as f64);
         for reader in &self.readers {
             let period_log2 = self.kernel.control.rate(reader.probe()).period_log2;
             let ratio = self.budget.ratio(reader.probe(), period_log2);

@@ -5,7 +5,8 @@ use std::fmt::Write as _;
 use clap::CommandFactory as _;
 
 use crate::{
-    cli::{Cli, Document},
+    cardinality,
+    cli::{Cli, Document, Sizes},
     metrics::{self, Kind, Truth},
 };
 
@@ -14,6 +15,7 @@ pub fn text(document: Document) -> String {
     match document {
         Document::Metrics => metrics_page(),
         Document::Help => flags_page(),
+        Document::Cardinality => cardinality::page(GENERATED, &Sizes::default().limits()),
     }
 }
 

@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod bounded;
 pub mod budget;
+pub mod cardinality;
 pub mod check;
 pub mod cli;
 pub mod collect;

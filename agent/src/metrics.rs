@@ -1,12 +1,18 @@
 //! The only place that knows metric names: every metric Siskin exports, and how samples become text.
 
-use std::collections::BTreeMap;
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+};
 
 use prometheus::{
     TextEncoder,
     proto::{self, LabelPair, MetricFamily, MetricType},
 };
 use siskin_ebpf::Histogram;
+
+use crate::flows::peer::Peers;
 
 /// What kind of metric it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -189,6 +195,8 @@ metrics! {
     FLOW_SERIES = Gauge Agent "siskin_flow_series" [] "Rows in the flow table, with the rows for the rest.";
     FLOW_SERIES_LIMIT = Gauge Agent "siskin_flow_series_limit" [] "Most rows in the flow table, without the rows for the rest.";
     FLOW_DEPARTURES = Counter Agent "siskin_flow_departures_total" [] "Rows that left the flow table.";
+    SERIES_LIMIT = Gauge Agent "siskin_series_limit" [] "Most series that one scrape can bring, by the flags (docs/cardinality.md).";
+    SCRAPE_LIMIT = Gauge Agent "siskin_scrape_limit_bytes" [] "Most bytes that one scrape can bring, by the flags (docs/cardinality.md).";
     WORKLOAD_LOOKUPS = Counter Agent "siskin_workload_lookups_total" ["outcome"]
         "Cgroups that did something and were looked up, by what they turned out to be. One that is nowhere is looked for again, after 1 s, 2 s, 4 s and so on.";
     WORKLOAD_SERIES = Gauge Agent "siskin_workload_series" [] "Workloads that have series of their own.";
@@ -204,6 +212,63 @@ metrics! {
 pub const LATENCY_BOUNDS: std::ops::RangeInclusive<u32> = 14..=33;
 /// Bounds of lifetime histograms as powers of two in nanoseconds: 1 ms to 13 days.
 pub const LIFETIME_BOUNDS: std::ops::RangeInclusive<u32> = 20..=50;
+
+/// Most bytes of the label `namespace`, as written: what Kubernetes allows.
+pub const NAMESPACE_BYTES: usize = 63;
+/// Most bytes of the label `pod`, as written: what Kubernetes allows.
+pub const POD_BYTES: usize = 253;
+/// Most bytes of the label `container`, as written: the longest name of a directory, not of a path.
+pub const CONTAINER_BYTES: usize = 255;
+/// Most bytes of the label `comm`, as written: fifteen, of which each that is no text becomes three.
+pub const COMM_BYTES: usize = 45;
+/// Most bytes of the label `device`, as written: twice the kernel's `DISK_NAME_LEN`.
+pub const DEVICE_BYTES: usize = 64;
+/// Most bytes of the label `reason`, as written.
+pub const REASON_BYTES: usize = 512;
+
+/// Most bytes of a label's value, as written.
+pub fn label_bytes(label: &str, peers: &Peers) -> usize {
+    match label {
+        "namespace" => NAMESPACE_BYTES,
+        "pod" => POD_BYTES,
+        "container" => CONTAINER_BYTES,
+        "comm" => COMM_BYTES,
+        "device" => DEVICE_BYTES,
+        "reason" => REASON_BYTES,
+        "peer" => peers.longest_label(),
+        // Numbers, words of this code, and names that the kernel or this code bounds: of hooks, metrics, programs and maps.
+        _ => 64,
+    }
+}
+
+/// Bytes of a label's value as it is written: some characters take two.
+pub fn written_bytes(value: &str) -> usize {
+    value.len() + value.bytes().filter(|byte| matches!(byte, b'\\' | b'"' | b'\n')).count()
+}
+
+/// A label's value in at most so many bytes as written. Of one that is longer the end stays, behind a hash of the whole, so that
+/// different values stay different. `most` is larger than the hash.
+pub fn fit(value: &str, most: usize) -> Cow<'_, str> {
+    if written_bytes(value) <= most {
+        return value.into();
+    }
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    let mut room = most - HASH_BYTES;
+    let mut start = value.len();
+    for (at, character) in value.char_indices().rev() {
+        let bytes = written_bytes(&value[at..at + character.len_utf8()]);
+        if bytes > room {
+            break;
+        }
+        room -= bytes;
+        start = at;
+    }
+    format!("{:016x}~{}", hasher.finish(), &value[start..]).into()
+}
+
+/// Sixteen digits and a mark.
+const HASH_BYTES: usize = 17;
 
 /// Nanoseconds in a second.
 pub const NANOS: f64 = 1e9;
@@ -314,6 +379,7 @@ pub fn text(families: &[MetricFamily]) -> anyhow::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use siskin_ebpf::{Latency, Words as _};
 
     #[test]
@@ -326,6 +392,20 @@ mod tests {
             assert!(metric.name.starts_with("siskin_"), "{}", metric.name);
             assert_eq!(metric.name.ends_with("_total"), metric.kind == Kind::Counter, "{}", metric.name);
             assert!(metric.text.ends_with('.'), "{}", metric.name);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_value_that_fits_stays_and_one_that_does_not_is_cut_and_stays_different(
+            value in "[a-c/\\\\\"\n\u{e9}]{0,80}",
+            most in 20usize..60,
+        ) {
+            let fitted = fit(&value, most);
+            prop_assert!(written_bytes(&fitted) <= most, "{fitted}");
+            prop_assert_eq!(written_bytes(&value) <= most, *fitted == *value);
+            let other = format!("x{value}");
+            prop_assert!(fit(&other, most) != fitted);
         }
     }
 

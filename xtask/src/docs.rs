@@ -13,7 +13,8 @@ use crate::{
 };
 
 /// What `siskin docs` calls a page, and where the page lies.
-const PAGES: [(&str, &str); 2] = [("metrics", "docs/metrics.md"), ("help", "docs/flags.md")];
+const PAGES: [(&str, &str); 3] =
+    [("metrics", "docs/metrics.md"), ("help", "docs/flags.md"), ("cardinality", "docs/cardinality.md")];
 
 /// What to do with the pages.
 #[derive(Args)]

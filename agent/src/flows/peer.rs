@@ -9,6 +9,8 @@ use std::{
 use clap::ValueEnum;
 use ipnet::IpNet;
 
+use crate::metrics::written_bytes;
+
 /// How much of an address is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum PeerMode {
@@ -237,7 +239,7 @@ impl Peers {
         PeerLabel { peers: self, peer }
     }
 
-    /// The longest value of the label `peer`, in bytes.
+    /// The longest value of the label `peer`, in bytes as written.
     pub fn longest_label(&self) -> usize {
         let by_mode = match self.mode {
             // Eight groups of four digits; addresses with an IPv4 part are shorter.
@@ -246,10 +248,13 @@ impl Peers {
             PeerMode::Class => Class::ALL.iter().map(|class| class.name().len()).max().unwrap_or(0),
             PeerMode::None => 0,
         };
-        let names = self.names.iter().map(String::len);
-        names.chain([by_mode, UNKNOWN.len(), OTHER.len()]).max().unwrap_or(0)
+        let names = self.names.iter().map(|name| written_bytes(name));
+        names.chain([by_mode, UNKNOWN.len(), OTHER.len(), DEPARTED.len() + NUMBER_BYTES]).max().unwrap_or(0)
     }
 }
+
+/// Digits of the largest number.
+const NUMBER_BYTES: usize = 20;
 
 struct PeerLabel<'a> {
     peers: &'a Peers,

@@ -77,6 +77,10 @@ pub fn plans(limits: &Limits) -> Vec<Plan> {
 pub struct DiskTotals {
     /// Counters by device and operation.
     pub devices: HashMap<(String, DiskOp), DiskRow>,
+    /// Most device and operation pairs with counters of their own.
+    pub max_devices: usize,
+    /// Counters of devices beyond the limit, by operation: numbers are used again under other names.
+    pub other: [DiskRow; 5],
     /// Counters by workload, one for each operation.
     pub workloads: [Totals<DiskWorkloadRow>; 5],
     /// The bank as last read: it only grows.
@@ -91,6 +95,8 @@ impl Default for DiskTotals {
     fn default() -> Self {
         Self {
             devices: HashMap::new(),
+            other: [DiskRow::zero(); 5],
+            max_devices: usize::MAX,
             workloads: Default::default(),
             bank: DiskBank::zero(),
             clusters: Clusters::default(),
@@ -102,13 +108,19 @@ impl Default for DiskTotals {
 impl DiskTotals {
     /// Adds requests of a device.
     pub fn add_device(&mut self, device: String, op: DiskOp, row: &DiskRow) {
-        self.devices.entry((device, op)).or_insert_with(DiskRow::zero).add(row);
+        let key = (device, op);
+        if self.devices.len() >= self.max_devices && !self.devices.contains_key(&key) {
+            return self.other[op as usize].add(row);
+        }
+        self.devices.entry(key).or_insert_with(DiskRow::zero).add(row);
     }
 
     /// Describes the totals as metrics.
     pub fn describe(&self, workloads: &Workloads, out: &mut Exposition) {
         let seen = self.devices.iter().map(|((device, op), row)| (device.as_str(), *op, row));
-        let other = DiskOp::ALL.into_iter().map(|op| (OTHER, op, &self.bank.other[op as usize]));
+        let mut others = self.bank.other;
+        others.iter_mut().zip(&self.other).for_each(|(all, other)| all.add(other));
+        let other = DiskOp::ALL.into_iter().map(|op| (OTHER, op, &others[op as usize]));
         for (device, op, row) in seen.chain(other.filter(|(_, _, row)| !row.is_zero())) {
             let labels = [device, op.name()];
             out.histogram(&metrics::DISK_IO, &labels, &row.total, metrics::LATENCY_BOUNDS);
@@ -169,7 +181,7 @@ impl Disk {
                 [kernel.map(a)?, kernel.map(b)?],
                 workload_rows(limits),
             ),
-            totals: DiskTotals::default(),
+            totals: DiskTotals { max_devices: device_rows(limits) as usize, ..DiskTotals::default() },
         })
     }
 }

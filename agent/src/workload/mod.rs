@@ -55,6 +55,18 @@ pub struct Labels {
     pub container: String,
 }
 
+impl Labels {
+    /// The same in labels that are no longer than `metrics` allows.
+    fn fit(self) -> Self {
+        let Self { namespace, pod, container } = self;
+        Self {
+            namespace: metrics::fit(&namespace, metrics::NAMESPACE_BYTES).into_owned(),
+            pod: metrics::fit(&pod, metrics::POD_BYTES).into_owned(),
+            container: metrics::fit(&container, metrics::CONTAINER_BYTES).into_owned(),
+        }
+    }
+}
+
 /// How cgroup ids were resolved.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Lookups {
@@ -246,7 +258,7 @@ impl Workloads {
                 Place::Pod(pod) => self.logs.pod(*pod),
                 Place::Host(name) => (Labels { container: name.to_string(), ..Labels::default() }, true),
             };
-            known.labels = Some((labels, (!is_final).then_some(self.logs.generation)));
+            known.labels = Some((labels.fit(), (!is_final).then_some(self.logs.generation)));
         }
         known.labels.as_ref().map(|(labels, _)| labels)
     }
