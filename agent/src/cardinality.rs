@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use siskin_ebpf::{DiskOp, LOSSES, Probe, Program, Role};
 
 use crate::{
+    exposition,
     flows::peer::Peers,
     metrics::{self, Kind, Metric, Truth},
     probes::{self, Limits},
@@ -212,11 +213,7 @@ fn sample_bytes(metric: &Metric, peers: &Peers) -> u64 {
 
 /// Bytes of all comments.
 fn comment_bytes() -> u64 {
-    let comments = metrics::ALL.iter().map(|metric| {
-        let kind = "histogram".len();
-        "# HELP  \n# TYPE  \n".len() + 2 * metric.name.len() + 2 * metric.help().len() + kind
-    });
-    comments.sum::<usize>() as u64
+    metrics::ALL.iter().map(|metric| exposition::head_bytes(metric) as u64).sum()
 }
 
 /// The most that one scrape can bring.
@@ -329,7 +326,7 @@ mod tests {
     #[test]
     fn the_process_itself_is_no_more_than_said() {
         let families = prometheus::process_collector::ProcessCollector::for_self().collect();
-        let text = metrics::text(&families).unwrap();
+        let text = prometheus::TextEncoder::new().encode_to_string(&families).unwrap();
         let series = text.lines().filter(|line| !line.starts_with('#')).count() as u64;
         assert!(series <= PROCESS.series && text.len() as u64 <= PROCESS.bytes, "{text}");
     }

@@ -6,7 +6,8 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use prometheus::{core::Collector as _, process_collector::ProcessCollector, proto::MetricFamily};
+use bytes::Bytes;
+use prometheus::{TextEncoder, core::Collector as _, process_collector::ProcessCollector};
 use siskin_ebpf::Probe;
 
 use crate::{
@@ -30,8 +31,8 @@ struct Reading {
 /// What one reading brought.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
-    /// All metrics.
-    pub families: Vec<MetricFamily>,
+    /// All metrics in the text format: shared by all who are served them.
+    pub text: Bytes,
     /// How every probe fares.
     pub readiness: Readiness,
 }
@@ -257,10 +258,13 @@ impl State {
         self.describe_probes(&mut out);
         self.describe_programs(&mut out);
         self.describe_maps(&mut out);
-        let mut families = out.into_families();
-        families.extend(self.process.collect());
+        let mut text = out.into_text();
+        // Fails for a family without samples, which this one does not have.
+        if let Err(error) = TextEncoder::new().encode_utf8(&self.process.collect(), &mut text) {
+            tracing::warn!("cannot describe the process: {error}");
+        }
         let is_read = |probe: Probe| self.readings.get(probe.name()).is_none_or(|reading| reading.success);
-        Snapshot { families, readiness: Readiness::of(&self.kernel.hooks, is_read) }
+        Snapshot { text: text.into(), readiness: Readiness::of(&self.kernel.hooks, is_read) }
     }
 
     /// The errors of what may be estimated. Several probes may add to a metric; their events are drawn independently.

@@ -25,7 +25,7 @@ use tokio::{
 
 use crate::{
     collect::{Collector, Snapshot},
-    metrics, page,
+    page,
 };
 
 /// What the pages are made of.
@@ -126,17 +126,12 @@ async fn respond(request: &Request<Incoming>, site: Arc<Site>) -> Response<Full<
             "/" => {
                 reply(StatusCode::OK, "text/html; charset=utf-8", page::html(&snapshot, &site.telemetry_path))
             }
-            _ => match metrics::text(&snapshot.families) {
-                Ok(text) => {
-                    if has_body {
-                        site.collector.scraped(&snapshot);
-                    }
-                    reply(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text)
+            _ => {
+                if has_body {
+                    site.collector.scraped(&snapshot);
                 }
-                Err(error) => {
-                    plain(StatusCode::INTERNAL_SERVER_ERROR, &format!("cannot write metrics: {error}\n"))
-                }
-            },
+                reply(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", snapshot.text.clone())
+            }
         }
     });
     made.await.unwrap_or_else(|error| {
@@ -157,8 +152,8 @@ fn plain(status: StatusCode, text: &str) -> Response<Full<Bytes>> {
     reply(status, "text/plain; charset=utf-8", text.to_owned())
 }
 
-fn reply(status: StatusCode, content_type: &'static str, text: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(text)));
+fn reply(status: StatusCode, content_type: &'static str, text: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(text.into()));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(content_type));
     response

@@ -12,6 +12,7 @@ pub mod cli;
 pub mod collect;
 pub mod docs;
 pub mod estimate;
+pub mod exposition;
 pub mod flows;
 pub mod http;
 pub mod kernel;

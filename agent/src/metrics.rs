@@ -1,17 +1,11 @@
-//! The only place that knows metric names: every metric Siskin exports, and how samples become text.
+//! The only place that knows metric names: every metric Siskin exports, and how long its labels may be.
 
 use std::{
     borrow::Cow,
-    collections::BTreeMap,
     hash::{DefaultHasher, Hash as _, Hasher as _},
 };
 
-use prometheus::{
-    TextEncoder,
-    proto::{self, LabelPair, MetricFamily, MetricType},
-};
-use siskin_ebpf::Histogram;
-
+pub use crate::exposition::Exposition;
 use crate::flows::peer::Peers;
 
 /// What kind of metric it is.
@@ -43,6 +37,8 @@ pub enum Truth {
 /// A metric.
 #[derive(Debug)]
 pub struct Metric {
+    /// Its place in [`ALL`].
+    pub number: usize,
     /// Its name, with unit and suffix.
     pub name: &'static str,
     /// Its kind.
@@ -85,9 +81,12 @@ impl Metric {
 
 macro_rules! metrics {
     ($($id:ident = $kind:ident $truth:ident $name:literal [$($label:literal),*] $text:literal;)+) => {
+        #[expect(non_camel_case_types, clippy::upper_case_acronyms, reason = "the metrics' own names, to number them")]
+        enum Number { $($id),+ }
         $(
             #[doc = concat!("`", $name, "`: ", $text)]
             pub static $id: Metric = Metric {
+                number: Number::$id as usize,
                 name: $name,
                 kind: Kind::$kind,
                 labels: &[$($label),*],
@@ -273,114 +272,10 @@ const HASH_BYTES: usize = 17;
 /// Nanoseconds in a second.
 pub const NANOS: f64 = 1e9;
 
-/// Samples, gathered by metric.
-#[derive(Debug, Default)]
-pub struct Exposition {
-    families: BTreeMap<&'static str, MetricFamily>,
-}
-
-impl Exposition {
-    /// Adds a counter's value.
-    pub fn counter(&mut self, metric: &'static Metric, labels: &[&str], value: f64) {
-        debug_assert_eq!(metric.kind, Kind::Counter);
-        let mut counter = proto::Counter::default();
-        counter.set_value(value);
-        let mut sample = proto::Metric::default();
-        sample.set_counter(counter);
-        self.push(metric, labels, sample);
-    }
-
-    /// Adds a gauge's value.
-    pub fn gauge(&mut self, metric: &'static Metric, labels: &[&str], value: f64) {
-        debug_assert_eq!(metric.kind, Kind::Gauge);
-        let mut gauge = proto::Gauge::default();
-        gauge.set_value(value);
-        let mut sample = proto::Metric::default();
-        sample.set_gauge(gauge);
-        self.push(metric, labels, sample);
-    }
-
-    /// Adds a histogram of nanoseconds, as seconds, with bounds at these powers of two.
-    pub fn histogram<const MIN_EXP: u32, const N: usize>(
-        &mut self,
-        metric: &'static Metric,
-        labels: &[&str],
-        histogram: &Histogram<MIN_EXP, N>,
-        bounds: impl IntoIterator<Item = u32>,
-    ) {
-        debug_assert_eq!(metric.kind, Kind::Histogram);
-        let mut buckets = Vec::new();
-        let (mut index, mut count) = (0, 0);
-        for exponent in bounds {
-            let bound = 1u64 << exponent;
-            while Histogram::<MIN_EXP, N>::upper_bound(index).is_some_and(|upper| upper <= bound) {
-                count += histogram.buckets[index];
-                index += 1;
-            }
-            let mut bucket = proto::Bucket::default();
-            bucket.set_upper_bound(bound as f64 / NANOS);
-            bucket.set_cumulative_count(count);
-            buckets.push(bucket);
-        }
-        let mut value = proto::Histogram::default();
-        value.set_bucket(buckets);
-        value.set_sample_count(histogram.buckets.iter().sum());
-        value.set_sample_sum(histogram.sum as f64 / NANOS);
-        let mut sample = proto::Metric::default();
-        sample.set_histogram(value);
-        self.push(metric, labels, sample);
-    }
-
-    fn push(&mut self, metric: &'static Metric, labels: &[&str], mut sample: proto::Metric) {
-        debug_assert_eq!(metric.labels.len(), labels.len(), "{}", metric.name);
-        let pairs = metric.labels.iter().zip(labels).map(|(name, value)| {
-            let mut pair = LabelPair::default();
-            pair.set_name((*name).to_owned());
-            pair.set_value((*value).to_owned());
-            pair
-        });
-        sample.set_label(pairs.collect());
-        let family = self.families.entry(metric.name).or_insert_with(|| {
-            let mut family = MetricFamily::default();
-            family.set_name(metric.name.to_owned());
-            family.set_help(metric.help());
-            family.set_field_type(match metric.kind {
-                Kind::Counter => MetricType::COUNTER,
-                Kind::Gauge => MetricType::GAUGE,
-                Kind::Histogram => MetricType::HISTOGRAM,
-            });
-            family
-        });
-        family.mut_metric().push(sample);
-    }
-
-    /// The families by name, each with its samples in the order of their labels.
-    pub fn into_families(self) -> Vec<MetricFamily> {
-        let mut families: Vec<_> = self.families.into_values().collect();
-        for family in &mut families {
-            family.mut_metric().sort_by(|a, b| values(a).cmp(values(b)));
-        }
-        families
-    }
-}
-
-fn values(sample: &proto::Metric) -> impl Iterator<Item = &str> {
-    sample.get_label().iter().map(LabelPair::value)
-}
-
-/// The families in the text format 0.0.4.
-///
-/// # Errors
-/// When a family has no samples, which [`Exposition`] never makes.
-pub fn text(families: &[MetricFamily]) -> anyhow::Result<String> {
-    Ok(TextEncoder::new().encode_to_string(families)?)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use siskin_ebpf::{Latency, Words as _};
 
     #[test]
     fn names_are_unique_and_follow_the_conventions() {
@@ -392,6 +287,8 @@ mod tests {
             assert!(metric.name.starts_with("siskin_"), "{}", metric.name);
             assert_eq!(metric.name.ends_with("_total"), metric.kind == Kind::Counter, "{}", metric.name);
             assert!(metric.text.ends_with('.'), "{}", metric.name);
+            assert!(std::ptr::eq(ALL[metric.number], *metric), "{}", metric.name);
+            assert!(!metric.help().contains(['\\', '\n']), "{}: HELP is written as it is", metric.name);
         }
     }
 
@@ -406,27 +303,6 @@ mod tests {
             prop_assert_eq!(written_bytes(&value) <= most, *fitted == *value);
             let other = format!("x{value}");
             prop_assert!(fit(&other, most) != fitted);
-        }
-    }
-
-    #[test]
-    fn an_observation_at_a_bound_is_below_it_and_one_past_it_is_not() {
-        let mut bank = siskin_ebpf::TcpBank::zero();
-        for value in [1 << 20, (1 << 20) + 1, 1 << 40] {
-            bank.connect.buckets[Latency::index(value)] += 1;
-            bank.connect.sum += value;
-        }
-        let mut out = Exposition::default();
-        out.histogram(&TCP_CONNECT, &[], &bank.connect, 19..=21);
-        let text = text(&out.into_families()).unwrap();
-        for line in [
-            "siskin_tcp_connect_seconds_bucket{le=\"0.000524288\"} 0",
-            "siskin_tcp_connect_seconds_bucket{le=\"0.001048576\"} 1",
-            "siskin_tcp_connect_seconds_bucket{le=\"0.002097152\"} 2",
-            "siskin_tcp_connect_seconds_bucket{le=\"+Inf\"} 3",
-            "siskin_tcp_connect_seconds_count 3",
-        ] {
-            assert!(text.contains(line), "{line} in\n{text}");
         }
     }
 }

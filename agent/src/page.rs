@@ -2,8 +2,6 @@
 
 use std::fmt::Write as _;
 
-use prometheus::proto::{LabelPair, Metric as Sample, MetricFamily};
-
 use crate::{
     collect::Snapshot,
     metrics::{self, Metric},
@@ -15,7 +13,7 @@ const ROWS: usize = 10;
 /// The page, in HTML.
 pub fn html(snapshot: &Snapshot, telemetry_path: &str) -> String {
     let mut page = String::from(HEAD);
-    let families = &snapshot.families;
+    let text = str::from_utf8(&snapshot.text).unwrap_or_default();
     let _ = write!(
         page,
         "<h1>Siskin</h1><p><a href=\"{0}\">{0}</a> · <a href=\"/readyz\">/readyz</a> · <a href=\"/healthz\">/healthz</a></p>",
@@ -26,7 +24,7 @@ pub fn html(snapshot: &Snapshot, telemetry_path: &str) -> String {
     }
     page.push_str("<div class=\"tables\">");
     for (title, metric, unit) in TABLES {
-        table(&mut page, families, title, metric, *unit);
+        table(&mut page, text, title, metric, *unit);
     }
     page.push_str("</div></body></html>\n");
     page
@@ -55,24 +53,25 @@ const TABLES: &[(&str, &Metric, Unit)] = &[
     ("Mean disk latency", &metrics::DISK_IO, Unit::Mean),
 ];
 
-fn table(page: &mut String, families: &[MetricFamily], title: &str, metric: &Metric, unit: Unit) {
-    let mut rows: Vec<_> = families
-        .iter()
-        .filter(|family| family.name() == metric.name)
-        .flat_map(MetricFamily::get_metric)
-        .map(|sample| (value(sample, unit), sample))
-        .filter(|(value, _)| *value > 0.0)
-        .collect();
+fn table(page: &mut String, text: &str, title: &str, metric: &Metric, unit: Unit) {
+    let mut rows: Vec<_> = match unit {
+        Unit::Count | Unit::Bytes => samples(text, metric, "").collect(),
+        Unit::Mean => {
+            let counts = samples(text, metric, "_count").map(|(count, _)| count.max(1.0));
+            samples(text, metric, "_sum").zip(counts).map(|((sum, who), count)| (sum / count, who)).collect()
+        }
+    };
+    rows.retain(|(value, _)| *value > 0.0);
     if rows.is_empty() {
         return;
     }
     rows.sort_by(|(a, _), (b, _)| b.total_cmp(a));
     let _ = write!(page, "<section><h2 title=\"{}\">{title}</h2><table>", escape(&metric.help()));
-    for (value, sample) in rows.iter().take(ROWS) {
+    for (value, labels) in rows.iter().take(ROWS) {
         let _ = write!(
             page,
             "<tr><td>{}</td><td class=\"n\">{}</td></tr>",
-            who(sample),
+            who(labels),
             write_value(*value, unit)
         );
     }
@@ -82,15 +81,15 @@ fn table(page: &mut String, families: &[MetricFamily], title: &str, metric: &Met
     page.push_str("</table></section>");
 }
 
-fn value(sample: &Sample, unit: Unit) -> f64 {
-    match unit {
-        Unit::Mean => {
-            let histogram = sample.get_histogram();
-            histogram.get_sample_sum() / histogram.get_sample_count().max(1) as f64
-        }
-        // A sample is one or the other; the one that it is not reads as zero.
-        Unit::Count | Unit::Bytes => sample.get_counter().get_value() + sample.get_gauge().get_value(),
-    }
+/// The values of a metric's samples, and their labels as written.
+fn samples<'a>(text: &'a str, metric: &Metric, suffix: &str) -> impl Iterator<Item = (f64, &'a str)> {
+    let head = format!("# TYPE {} ", metric.name);
+    let of_metric = text.find(&head).map_or("", |begin| &text[begin..]).lines().skip(1);
+    let name = format!("{}{suffix}", metric.name);
+    of_metric.take_while(|line| !line.starts_with('#')).filter_map(move |line| {
+        let (labels, value) = line.strip_prefix(&name)?.rsplit_once(' ')?;
+        Some((value.parse().ok()?, labels.strip_prefix('{')?.strip_suffix('}')?))
+    })
 }
 
 fn write_value(value: f64, unit: Unit) -> String {
@@ -112,9 +111,24 @@ fn write_value(value: f64, unit: Unit) -> String {
 }
 
 /// The labels that say something.
-fn who(sample: &Sample) -> String {
-    let values = sample.get_label().iter().map(LabelPair::value).filter(|value| !value.is_empty());
-    escape(&values.collect::<Vec<_>>().join(" "))
+fn who(labels: &str) -> String {
+    let mut values: Vec<String> = Vec::new();
+    let mut rest = labels;
+    while let Some((_, quoted)) = rest.split_once("=\"") {
+        let mut value = String::new();
+        let mut characters = quoted.chars();
+        loop {
+            match characters.next() {
+                None | Some('"') => break,
+                Some('\\') => value.extend(characters.next()),
+                Some(other) => value.push(other),
+            }
+        }
+        rest = characters.as_str();
+        values.push(value);
+    }
+    values.retain(|value| !value.is_empty());
+    escape(&values.join(" "))
 }
 
 fn escape(text: &str) -> String {
@@ -132,10 +146,10 @@ table{width:100%;border-collapse:collapse}td{padding:.15rem 0;border-bottom:1px 
 
 #[cfg(test)]
 mod tests {
-    use siskin_ebpf::Probe;
+    use siskin_ebpf::{Latency, Probe, Words as _};
 
     use super::*;
-    use crate::{metrics::Exposition, readiness::Readiness};
+    use crate::{exposition::Exposition, readiness::Readiness};
 
     #[test]
     fn the_page_shows_the_busiest_and_escapes_what_others_named() {
@@ -143,15 +157,22 @@ mod tests {
         for (comm, execs) in [("<script>", 3.0), ("idle", 0.0), ("sh", 12.0)] {
             out.counter(&metrics::PROCESS_COMM_EXECS, &[comm], execs);
         }
+        let mut bank = siskin_ebpf::TcpBank::zero();
+        bank.connect.buckets[Latency::index(500_000)] = 2;
+        bank.connect.sum = 1_000_000;
+        for labels in [["a \"b\"", "read"], ["vda", "read"]] {
+            out.histogram(&metrics::DISK_IO, &labels, &bank.connect, metrics::LATENCY_BOUNDS);
+        }
         out.counter(&metrics::DISK_BYTES, &["vda", "read"], 3.0 * 1024.0 * 1024.0);
         let readiness = Readiness::of(&[], |probe| probe != Probe::Tcp);
-        let snapshot = Snapshot { families: out.into_families(), readiness };
+        let snapshot = Snapshot { text: out.into_text().into(), readiness };
         let page = html(&snapshot, "/metrics");
         assert!(
             page.contains("<tr><td>sh</td><td class=\"n\">12</td></tr><tr><td>&lt;script&gt;</td>"),
             "{page}"
         );
         assert!(page.contains("<td>vda read</td><td class=\"n\">3 MiB</td>"), "{page}");
+        assert!(page.contains("<td>a &quot;b&quot; read</td><td class=\"n\">500 µs</td>"), "{page}");
         assert!(page.contains("tcp: the last reading failed"));
         assert!(!page.contains("idle") && !page.contains("<script>"));
     }

@@ -6,8 +6,8 @@ use std::{fs, net::IpAddr, path::Path, time::Duration};
 
 use siskin::{
     bounded,
+    exposition::Exposition,
     flows::{FlowTable, Protocol, peer::Peers},
-    metrics::{self, Exposition},
     probes::{disk::DiskTotals, process::ProcessTotals, tcp::TcpTotals},
     workload::{Id, Labels, Roots, Workloads},
 };
@@ -112,7 +112,7 @@ fn the_text_is_as_agreed() {
     flows.describe(&[Protocol::Tcp, Protocol::Udp], &workloads, &mut out);
     disk(unit).describe(&workloads, &mut out);
     workloads.describe(&mut out);
-    let text = metrics::text(&out.into_families()).unwrap();
+    let text = out.into_text();
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/exposition.txt");
     if std::env::var_os("SISKIN_UPDATE_GOLDEN").is_some() {
         fs::write(&golden, &text).unwrap();
