@@ -15,6 +15,7 @@ mod probes;
 mod reading;
 mod stats;
 mod table;
+mod tables;
 mod throughput;
 mod workload;
 
@@ -38,6 +39,8 @@ enum Bench {
     Workload(workload::Options),
     /// Cgroups that come and go, and many that are there
     Cgroups(cgroups::Options),
+    /// Flow rows shared by all CPUs against a copy for each
+    Tables(tables::Options),
 }
 
 fn main() -> Result<()> {
@@ -46,6 +49,7 @@ fn main() -> Result<()> {
         Bench::Budget(options) => budget::run(&options)?,
         Bench::Workload(options) => workload::run(&options)?,
         Bench::Cgroups(options) => cgroups::run(&options)?,
+        Bench::Tables(options) => tables::run(&options)?,
     };
     print!("{report}");
     Ok(())

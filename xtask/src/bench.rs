@@ -35,11 +35,13 @@ enum Bench {
     Workload,
     /// Cgroups that come and go, and many that are there
     Cgroups,
+    /// Flow rows shared by all CPUs against a copy for each
+    Tables,
 }
 
 impl Bench {
     /// In the order of the page.
-    const ALL: [Self; 4] = [Self::Probes, Self::Budget, Self::Workload, Self::Cgroups];
+    const ALL: [Self; 5] = [Self::Probes, Self::Budget, Self::Workload, Self::Cgroups, Self::Tables];
 
     fn name(self) -> &'static str {
         match self {
@@ -47,6 +49,7 @@ impl Bench {
             Self::Budget => "budget",
             Self::Workload => "workload",
             Self::Cgroups => "cgroups",
+            Self::Tables => "tables",
         }
     }
 }
@@ -59,7 +62,7 @@ pub struct Options {
     /// Seconds of each measurement, or of each step of the load
     #[arg(long)]
     seconds: Option<f64>,
-    /// Rounds (probes and workload)
+    /// Rounds (probes, workload and tables)
     #[arg(long)]
     rounds: Option<usize>,
     /// A budget to measure, as --budget.cpu takes it; may be given several times (budget)
@@ -82,7 +85,7 @@ pub fn bench(toolchain: &Toolchain, options: &Options) -> Result<()> {
     if privilege == Privilege::Absent {
         bail!("measuring loads eBPF programs: run this as root, or as a user whom sudo lets");
     }
-    let empty = ebpf::build_empty(toolchain)?;
+    let [empty, tables] = ebpf::build_bench(toolchain)?;
     let agent = match &options.agent {
         Some(agent) => fs::canonicalize(agent).with_context(|| format!("there is no {}", agent.display()))?,
         None => agent::build(toolchain, &agent::Options::default())?,
@@ -109,6 +112,7 @@ pub fn bench(toolchain: &Toolchain, options: &Options) -> Result<()> {
     match options.bench {
         Bench::Probes => command.arg("--empty-object").arg(empty),
         Bench::Budget => command.arg("--svg").arg(&chart),
+        Bench::Tables => command.arg("--tables-object").arg(tables),
         Bench::Workload | Bench::Cgroups => &mut command,
     };
     let report = step(&format!("measuring {}", options.bench.name()), || steps::capture(&mut command))?;

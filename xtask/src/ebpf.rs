@@ -26,8 +26,10 @@ const OBJECT: &str = "target/bpf/siskin.bpf.o";
 const TARGET_FOLDER: &str = "target/bpf";
 const TARGET: &str = "bpfel-unknown-none";
 const BINARY: &str = "siskin-probes";
-/// The programs that benchmarks compare with, and the feature that they need.
-const EMPTY: (&str, &str) = ("siskin-empty", "bench");
+/// Programs that do nothing, and programs that do nothing but add to tables: what benchmarks compare with.
+const BENCH: [&str; 2] = ["siskin-empty", "siskin-tables"];
+/// The feature that they need.
+const BENCH_FEATURE: &str = "bench";
 
 /// How to build the kernel side.
 #[derive(Args)]
@@ -59,21 +61,23 @@ pub fn build(toolchain: &Toolchain, options: &Options) -> Result<PathBuf> {
     Ok(object)
 }
 
-/// Builds the object with the empty programs and returns its path.
-pub fn build_empty(toolchain: &Toolchain) -> Result<PathBuf> {
+/// Builds the objects that benchmarks compare with and returns their paths, in the order of [`BENCH`].
+pub fn build_bench(toolchain: &Toolchain) -> Result<[PathBuf; 2]> {
     let linker = toolchain.bpf_linker()?;
-    let (binary, feature) = EMPTY;
-    step("building the empty programs", || {
-        let mut cargo = cargo(toolchain, &linker, "build", binary, &Options::for_host(feature));
-        steps::run(&mut cargo)
-    })?;
-    Ok(output(binary))
+    for binary in BENCH {
+        step(&format!("building {binary}"), || {
+            let mut cargo = cargo(toolchain, &linker, "build", binary, &Options::for_host(BENCH_FEATURE));
+            steps::run(&mut cargo)
+        })?;
+    }
+    Ok(BENCH.map(output))
 }
 
 /// Lints the programs as the BPF target sees them; clippy on the host sees an empty main.
 pub fn clippy(toolchain: &Toolchain) -> Result<()> {
     let linker = toolchain.bpf_linker()?;
-    for (binary, features) in [(BINARY, ""), EMPTY] {
+    let bench = BENCH.map(|binary| (binary, BENCH_FEATURE));
+    for (binary, features) in [(BINARY, "")].into_iter().chain(bench) {
         let mut cargo = cargo(toolchain, &linker, "clippy", binary, &Options::for_host(features));
         steps::run(cargo.args(["--", "--deny", "warnings"]))?;
     }
