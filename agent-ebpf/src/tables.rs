@@ -36,7 +36,7 @@ mod programs {
     #[btf_map(name = "as_of_256")]
     pub static AS_OF_256: HashMap<FlowKey, [FlowRow; 256], ROWS> = HashMap::new();
 
-    const ZERO: FlowRow = FlowRow { sent_bytes: 0, received_bytes: 0, connections: 0, retransmits: 0 };
+    const ZERO: &FlowRow = &FlowRow { sent_bytes: 0, received_bytes: 0, connections: 0, retransmits: 0 };
 
     /// The row of a packet: its length says which.
     #[inline(always)]
@@ -71,23 +71,23 @@ mod programs {
     /// Adds to a row of the table that all CPUs share.
     #[classifier]
     pub fn add_shared(ctx: TcContext) -> i32 {
-        let key = key(&ctx);
-        if let Some(row) = SHARED.get_ptr_mut(&key) {
+        let key = &key(&ctx);
+        if let Some(row) = SHARED.get_ptr_mut(key) {
             count(row);
             return 1;
         }
-        SHARED.insert(&key, &ZERO, BPF_NOEXIST.into()).map_or(0, |()| 2)
+        SHARED.insert(key, ZERO, BPF_NOEXIST.into()).map_or(0, |()| 2)
     }
 
     /// Adds to this CPU's copy of a row.
     #[classifier]
     pub fn add_per_cpu(ctx: TcContext) -> i32 {
-        let key = key(&ctx);
-        if let Some(row) = PER_CPU.get_ptr_mut(&key) {
+        let key = &key(&ctx);
+        if let Some(row) = PER_CPU.get_ptr_mut(key) {
             count(row);
             return 1;
         }
-        PER_CPU.insert(&key, &ZERO, BPF_NOEXIST.into()).map_or(0, |()| 2)
+        PER_CPU.insert(key, ZERO, BPF_NOEXIST.into()).map_or(0, |()| 2)
     }
 }
 
