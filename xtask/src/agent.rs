@@ -64,10 +64,15 @@ struct Target {
 impl Target {
     /// The host's target with another architecture, if one is named.
     fn of(arch: Option<&str>, host: &str) -> Self {
-        let (own, system) = host.split_once('-').unwrap_or((host, "unknown-linux-gnu"));
-        let arch = arch.unwrap_or(own);
-        Self { arch: arch.to_owned(), triple: format!("{arch}-{system}") }
+        let arch = arch.or(host.split('-').next()).unwrap_or(host);
+        Self { arch: arch.to_owned(), triple: triple(arch, host) }
     }
+}
+
+/// The host's target with this architecture.
+pub fn triple(arch: &str, host: &str) -> String {
+    let system = host.split_once('-').map_or("unknown-linux-gnu", |(_, system)| system);
+    format!("{arch}-{system}")
 }
 
 fn compile(toolchain: &Toolchain, options: &Options, triple: &str, host: &str) -> Result<()> {

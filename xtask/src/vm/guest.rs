@@ -2,23 +2,19 @@
 
 use std::{
     fs::{self, File},
-    io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom},
+    io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom},
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
-    process::{Child, ChildStdout, Command, Stdio},
+    process::{Child, ChildStdout, Stdio},
     sync::mpsc::{self, RecvTimeoutError},
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
+use rustix::process::{Signal, set_parent_process_death_signal};
 
-use super::{
-    cpio::Archive,
-    host::{BUSYBOX, QEMU},
-    kernel::Kernel,
-    survey::Survey,
-    tests::Suite,
-};
+use super::{arch::Arch, cpio::Archive, kernel::Kernel, survey::Survey, tests::Suite};
 use crate::workspace;
 
 /// What a test may take. Emulated, most take a few seconds.
@@ -65,24 +61,31 @@ pub struct Said {
     pub complete: bool,
 }
 
+/// What goes into the guests of one architecture.
+pub struct Content {
+    /// The architecture.
+    pub arch: &'static Arch,
+    /// The shell.
+    pub shell: PathBuf,
+    /// The agent.
+    pub agent: PathBuf,
+    /// The tests.
+    pub suite: Suite,
+    /// Whether the host's own CPU runs it.
+    pub kvm: bool,
+}
+
 /// Boots a kernel, runs the tests of the plan, and returns what was said. `heard` is called for every test that ended.
-pub fn run(
-    kernel: &Kernel,
-    suite: &Suite,
-    plan: &str,
-    agent: &Path,
-    accelerator: &str,
-    heard: impl Fn(&Ended),
-) -> Result<Said> {
-    let folder = workspace::path("target/guests").join(&kernel.series);
+pub fn run(kernel: &Kernel, content: &Content, plan: &str, heard: impl Fn(&Ended)) -> Result<Said> {
+    let folder = workspace::path("target/guests").join(kernel.series.name);
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let (initrd, disk, console) = (folder.join("initrd"), folder.join("disk"), folder.join("console"));
-    let archive = initramfs(kernel, suite, plan, agent)?;
+    let archive = initramfs(kernel, content, plan)?;
     fs::write(&initrd, archive).with_context(|| format!("cannot write {}", initrd.display()))?;
     let scratch = File::create(&disk).with_context(|| format!("cannot make {}", disk.display()))?;
     scratch.set_len(SCRATCH_DISK_BYTES).context("cannot size the scratch disk")?;
 
-    let mut machine = boot(kernel, &initrd, &disk, &console, accelerator)?;
+    let mut machine = boot(kernel, &initrd, &disk, &console, content.kvm)?;
     let output = machine.stdout.take().context("the emulator has no stdout")?;
     let said = listen(output, heard);
     // At its end it powers off by itself; stuck, it has to be ended.
@@ -94,7 +97,7 @@ pub fn run(
     if !said.complete {
         bail!(
             "kernel {} stopped before its end ({status}); its console ends with:\n{}",
-            kernel.series,
+            kernel.series.name,
             tail(&console)
         );
     }
@@ -103,17 +106,21 @@ pub fn run(
 }
 
 /// The first file system: a shell, the modules, the agent, the tests, and what to do.
-fn initramfs(kernel: &Kernel, suite: &Suite, plan: &str, agent: &Path) -> Result<Vec<u8>> {
+fn initramfs(kernel: &Kernel, content: &Content, plan: &str) -> Result<Vec<u8>> {
     let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
     let mut archive = Archive::default();
     for folder in ["dev", "proc", "sys", "tmp"] {
         archive.directory(folder);
     }
     let seconds = |name: &str, length: Duration| format!("export {name}={}\n", length.as_secs());
-    let settings = seconds("TEST_SECONDS", TEST) + &seconds("SURVEY_SECONDS", SURVEY);
+    let [_, says] = kernel.series.arch.serial;
+    let settings = seconds("TEST_SECONDS", TEST)
+        + &seconds("SURVEY_SECONDS", SURVEY)
+        + &format!("export SAYS=/dev/{says}\n");
+    let Content { shell, agent, suite, .. } = content;
     let (first, rest) = include_str!("init.sh").split_once('\n').context("init.sh is empty")?;
     archive.file("init", format!("{first}\n{settings}{rest}").as_bytes());
-    archive.file("bin/busybox", &read(Path::new(BUSYBOX))?);
+    archive.file("bin/busybox", &read(shell)?);
     archive.file("siskin", &read(agent)?);
     archive.file("survey", &read(&suite.survey)?);
     archive.file("plan", plan.as_bytes());
@@ -131,18 +138,27 @@ fn initramfs(kernel: &Kernel, suite: &Suite, plan: &str, agent: &Path) -> Result
     Ok(archive.finish())
 }
 
-fn boot(kernel: &Kernel, initrd: &Path, disk: &Path, console: &Path, accelerator: &str) -> Result<Child> {
-    let mut qemu = Command::new(QEMU);
-    let cpu = if accelerator == "kvm" { "host" } else { "max" };
-    qemu.args(["-accel", accelerator, "-cpu", cpu, "-machine", "pc", "-smp", "2", "-m", "1024"]);
-    qemu.args(["-nodefaults", "-display", "none", "-no-reboot"]);
+fn boot(kernel: &Kernel, initrd: &Path, disk: &Path, console: &Path, kvm: bool) -> Result<Child> {
+    let arch = kernel.series.arch;
+    let mut qemu = arch.machine(kvm);
+    qemu.args(["-smp", "2", "-m", "1024", "-no-reboot"]);
     qemu.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(initrd);
     // By `vmtest=1` whoever would write to a disk knows that it is a scratch disk.
-    qemu.args(["-append", "console=ttyS0 quiet loglevel=6 panic=-1 mitigations=off vmtest=1"]);
+    let messages = arch.serial[0];
+    let line = format!("console={messages} quiet loglevel=6 panic=-1 mitigations=off vmtest=1");
+    qemu.args(["-append", &line]);
     qemu.arg("-serial").arg(format!("file:{}", console.display())).args(["-serial", "stdio"]);
     qemu.arg("-drive").arg(format!("file={},if=virtio,format=raw", disk.display()));
     qemu.stdin(Stdio::null()).stdout(Stdio::piped());
-    qemu.spawn().with_context(|| format!("cannot start {QEMU}"))
+    // SAFETY: between fork and exec one system call, which allocates nothing and takes no lock.
+    unsafe { qemu.pre_exec(end_with_parent) };
+    qemu.spawn().with_context(|| format!("cannot start {}", arch.emulator))
+}
+
+/// Has the kernel end this process when the one that started it ends, however that ends.
+fn end_with_parent() -> io::Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    Ok(())
 }
 
 /// Reads lines until the output ends or nothing comes any more.

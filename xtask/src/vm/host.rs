@@ -1,31 +1,38 @@
-//! What this machine needs to boot kernels: the emulator and a static shell, installed when they are missing.
+//! What this machine needs to boot kernels: emulators and a static shell, installed when they are missing.
 
 use std::{
+    fs,
     io::Write as _,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
 use anyhow::{Context as _, Result, bail};
 
+use super::{
+    arch::Arch,
+    packages::{self, Suite},
+};
 use crate::{
     privilege::Privilege,
     steps::{self, step},
 };
 
-/// The emulator.
-pub const QEMU: &str = "qemu-system-x86_64";
-/// The guests' shell and tools; also unpacks modules here.
+/// The shell and tools of guests like this machine; also unpacks modules here.
 pub const BUSYBOX: &str = "/bin/busybox";
+/// The suite that has the shell for other architectures.
+const SHELL_SUITE: &str = "bookworm";
 
 /// Installs what is missing, with apt: kernels come as packages of Debian, so it is there or nothing works.
-pub fn ensure() -> Result<()> {
+pub fn ensure(archs: &[&Arch]) -> Result<()> {
     let mut missing = Vec::new();
-    if steps::ask(Command::new(QEMU).arg("--version"))?.is_none() {
-        missing.push("qemu-system-x86");
+    for arch in archs {
+        if steps::ask(Command::new(arch.emulator).arg("--version"))?.is_none() {
+            missing.push(arch.package);
+        }
     }
     // Debian's other busybox is not static and would not start in a guest.
-    let static_shell = std::fs::read(BUSYBOX).is_ok_and(|file| crate::elf::is_static(&file).unwrap_or(false));
+    let static_shell = fs::read(BUSYBOX).is_ok_and(|file| crate::elf::is_static(&file).unwrap_or(false));
     if !static_shell {
         missing.push("busybox-static");
     }
@@ -66,11 +73,29 @@ fn backports(policy: &str) -> Option<&str> {
     words.find_map(|word| word.trim().strip_prefix("n=").filter(|name| name.ends_with("-backports")))
 }
 
+/// The shell of an architecture's guests: this machine's, or that of a package.
+pub fn shell(arch: &'static Arch) -> Result<PathBuf> {
+    if arch.is_host() {
+        return Ok(BUSYBOX.into());
+    }
+    let cache = packages::cache()?;
+    let folder = cache.join("shell").join(arch.debian);
+    let shell = folder.join("bin/busybox");
+    if !shell.exists() {
+        let package = Suite::new(SHELL_SUITE, arch, &cache)?.download("busybox-static", &folder)?;
+        steps::run(Command::new("dpkg-deb").arg("--extract").arg(package).arg(&folder))?;
+    }
+    Ok(shell)
+}
+
 /// Whether KVM works here: `/dev/kvm` may open and then fail, so a machine is made and ended at once.
-pub fn has_kvm() -> bool {
-    let machine = Command::new(QEMU)
-        .args(["-accel", "kvm", "-cpu", "host", "-machine", "pc", "-nodefaults", "-display", "none", "-S"])
-        .args(["-monitor", "stdio"])
+pub fn has_kvm(arch: &Arch) -> bool {
+    if !arch.is_host() {
+        return false;
+    }
+    let machine = arch
+        .machine(true)
+        .args(["-S", "-monitor", "stdio"])
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::null())

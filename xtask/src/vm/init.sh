@@ -10,8 +10,8 @@ mount -t bpf bpf /sys/fs/bpf
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 for module in $(cat /modules/order); do insmod /modules/$module; done
 ip link set lo up
-stty -F /dev/ttyS1 -opost
-exec </dev/null >/dev/ttyS1 2>&1
+stty -F $SAYS -opost
+exec </dev/null >$SAYS 2>&1
 
 echo "@up $(cut -d' ' -f1 /proc/uptime)"
 timeout -s KILL "$SURVEY_SECONDS" /survey >/survey.out 2>/out || cat /out

@@ -2,102 +2,120 @@
 //! needs.
 
 use std::{
-    env,
     ffi::OsStr,
     fs,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
-    time::Duration,
+    process::Command,
 };
 
 use anyhow::{Context as _, Result, bail};
 
-use super::host::BUSYBOX;
+use super::{
+    arch::{AARCH64, Arch, X86_64},
+    host::BUSYBOX,
+    packages::{self, Suite},
+};
 use crate::steps::{self, step};
 
-/// The series of the matrix and the suite that has each, oldest first. The newest suites keep several.
-pub const SERIES: [(&str, &str); 7] = [
-    ("5.10", "bullseye-security"),
-    ("6.1", "bookworm-security"),
-    ("6.12", "bookworm-security"),
-    ("6.16", "trixie-backports"),
-    ("6.17", "trixie-backports"),
-    ("6.18", "trixie-backports"),
-    ("7.3", "trixie-backports"),
+/// A series of kernels in the matrix.
+#[derive(Debug, PartialEq)]
+pub struct Series {
+    /// `6.12`, or `6.12-arm64`.
+    pub name: &'static str,
+    /// What the guest is.
+    pub arch: &'static Arch,
+    /// The suite that has it. The newest suites keep several.
+    suite: &'static str,
+}
+
+const fn series(name: &'static str, arch: &'static Arch, suite: &'static str) -> Series {
+    Series { name, arch, suite }
+}
+
+/// The matrix, oldest first, and then another architecture.
+pub static SERIES: [Series; 8] = [
+    series("5.10", &X86_64, "bullseye-security"),
+    series("6.1", &X86_64, "bookworm-security"),
+    series("6.12", &X86_64, "bookworm-security"),
+    series("6.16", &X86_64, "trixie-backports"),
+    series("6.17", &X86_64, "trixie-backports"),
+    series("6.18", &X86_64, "trixie-backports"),
+    series("7.3", &X86_64, "trixie-backports"),
+    series("6.12-arm64", &AARCH64, "bookworm-security"),
 ];
+
+impl Series {
+    /// `6.12`.
+    fn version(&self) -> &str {
+        self.name.split_once('-').map_or(self.name, |(version, _)| version)
+    }
+}
 
 /// What the tests need and the kernels have as modules.
 const MODULES: [&str; 4] = ["virtio_pci", "virtio_blk", "veth", "loop"];
 
-/// A list of packages is asked for again after this.
-const LIST_AGE: Duration = Duration::from_secs(24 * 3600);
-
 /// A kernel ready to boot.
 #[derive(Debug)]
 pub struct Kernel {
-    /// `6.1`.
-    pub series: String,
+    /// What it is.
+    pub series: &'static Series,
     /// The image.
     pub image: PathBuf,
     /// Modules in the order to load them, uncompressed.
     pub modules: Vec<PathBuf>,
 }
 
-/// Where packages and kernels are kept, outside of the tree: they survive `cargo clean` and serve every checkout.
-fn cache() -> Result<PathBuf> {
-    let base = match env::var_os("XDG_CACHE_HOME").filter(|path| Path::new(path).is_absolute()) {
-        Some(cache) => PathBuf::from(cache),
-        None => PathBuf::from(env::var_os("HOME").context("neither XDG_CACHE_HOME nor HOME is set")?)
-            .join(".cache"),
-    };
-    Ok(base.join("siskin/kernels"))
-}
-
 /// Fetches the newest kernel of a series, unless it is there.
-pub fn fetch(series: &str) -> Result<Kernel> {
-    let Some((_, suite)) = SERIES.iter().find(|(known, _)| *known == series) else {
-        let known: Vec<_> = SERIES.iter().map(|(series, _)| *series).collect();
-        bail!("no kernel {series} in the matrix; it has {}", known.join(", "));
+pub fn fetch(name: &str) -> Result<Kernel> {
+    let Some(series) = SERIES.iter().find(|series| series.name == name) else {
+        let known: Vec<_> = SERIES.iter().map(|series| series.name).collect();
+        bail!("no kernel {name} in the matrix; it has {}", known.join(", "));
     };
-    let cache = cache()?;
-    let packages = Suite::new(suite, &cache).and_then(|suite| Ok((newest(&suite.names()?, series), suite)));
+    let (cache, suite) = (packages::cache()?, series.suite);
+    let debs = cache.join("debs");
+    let packages = Suite::new(suite, series.arch, &cache)
+        .and_then(|suite| Ok((newest(&suite.names("linux-")?, series), suite)));
     let files = match packages {
         Ok((Some(names), suite)) => {
-            names.iter().map(|name| suite.download(name, &cache)).collect::<Result<_>>()?
+            names.iter().map(|name| suite.download(name, &debs)).collect::<Result<_>>()?
         }
-        Ok((None, _)) => older(&cache, series, &format!("{suite} has no cloud kernel {series} now"))?,
-        Err(error) => older(&cache, series, &format!("{error:#}"))?,
+        Ok((None, _)) => older(&debs, series, &format!("{suite} has no cloud kernel {name} now"))?,
+        Err(error) => older(&debs, series, &format!("{error:#}"))?,
     };
     unpack(series, &files, &cache)
 }
 
 /// The newest of the packages fetched before, when the distribution cannot be asked or has dropped the series.
-fn older(cache: &Path, series: &str, because: &str) -> Result<Vec<PathBuf>> {
+fn older(debs: &Path, series: &Series, because: &str) -> Result<Vec<PathBuf>> {
     let mut names = Vec::new();
-    for entry in fs::read_dir(cache.join("debs")).into_iter().flatten().flatten() {
+    for entry in fs::read_dir(debs).into_iter().flatten().flatten() {
         names.extend(entry.file_name().to_str().and_then(|file| Some(file.split_once('_')?.0.to_owned())));
     }
-    let Some(names) = newest(&names, series) else { bail!("cannot fetch kernel {series}: {because}") };
+    let name = series.name;
+    let Some(names) = newest(&names, series) else { bail!("cannot fetch kernel {name}: {because}") };
     steps::say(&format!("{because}; using {}, fetched before", names.join(", ")));
-    let files = names.iter().map(|name| fetched(&cache.join("debs"), name));
+    let files = names.iter().map(|name| packages::fetched(debs, name));
     files
         .collect::<Option<_>>()
-        .with_context(|| format!("cannot fetch kernel {series}: parts of it are missing"))
+        .with_context(|| format!("cannot fetch kernel {name}: parts of it are missing"))
 }
 
 /// The newest packages of a series among names: an image, or since 6.19 an image and its modules.
-fn newest(names: &[String], series: &str) -> Option<Vec<String>> {
+fn newest(names: &[String], series: &Series) -> Option<Vec<String>> {
+    let flavour = format!("-cloud-{}", series.arch.debian);
     let of_series = |name: &&String| {
         let version = name.strip_prefix("linux-image-").or_else(|| name.strip_prefix("linux-binary-"));
-        let version = version.and_then(|version| version.strip_suffix("-cloud-amd64"));
-        version.and_then(|version| version.strip_prefix(series)?.strip_prefix('.')).is_some_and(|rest| {
-            // `0-46`, `117+deb12`; not `0-0.bpo.8`, nor a release candidate.
-            let rest = rest.split_once("+deb").map_or(rest, |(patch, release)| {
-                if release.bytes().all(|byte| byte.is_ascii_digit()) { patch } else { "?" }
-            });
-            rest.split('-')
-                .all(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
-        })
+        let version = version.and_then(|version| version.strip_suffix(&flavour));
+        version.and_then(|version| version.strip_prefix(series.version())?.strip_prefix('.')).is_some_and(
+            |rest| {
+                // `0-46`, `117+deb12`; not `0-0.bpo.8`, nor a release candidate.
+                let rest = rest.split_once("+deb").map_or(rest, |(patch, release)| {
+                    if release.bytes().all(|byte| byte.is_ascii_digit()) { patch } else { "?" }
+                });
+                rest.split('-')
+                    .all(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
+            },
+        )
     };
     // Beside a split kernel there is an empty package with the old name.
     let newest = names
@@ -116,103 +134,8 @@ fn numbers(name: &str) -> Vec<u64> {
     name.split(|letter: char| !letter.is_ascii_digit()).filter_map(|digits| digits.parse().ok()).collect()
 }
 
-/// A suite of the distribution on the mirror that this machine uses. Its lists are ours: the machine's own sources and
-/// lists stay as they are.
-struct Suite {
-    name: String,
-    folder: PathBuf,
-}
-
-impl Suite {
-    fn new(name: &str, cache: &Path) -> Result<Self> {
-        let suite = Self { name: name.to_owned(), folder: cache.join("apt").join(name) };
-        let read = suite.folder.join("read");
-        let age = fs::metadata(&read).and_then(|it| it.modified()).ok().and_then(|at| at.elapsed().ok());
-        if age.is_none_or(|age| age > LIST_AGE) {
-            step(&format!("reading the list of packages of {name}"), || suite.update())?;
-            fs::write(&read, "").with_context(|| format!("cannot write {}", read.display()))?;
-        }
-        Ok(suite)
-    }
-
-    fn update(&self) -> Result<()> {
-        let security = self.name.ends_with("-security");
-        let label = if security { "Debian-Security" } else { "Debian" };
-        let mirrors = steps::ask(Command::new("apt-get").args([
-            "indextargets",
-            "--format",
-            "$(REPO_URI)",
-            "Created-By: Packages",
-            "Origin: Debian",
-            &format!("Label: {label}"),
-        ]))
-        .context("cannot ask apt for its sources")?;
-        let mirrors = mirrors.context("this machine has no apt: the kernels are packages of Debian")?;
-        let known =
-            if security { "http://deb.debian.org/debian-security/" } else { "http://deb.debian.org/debian/" };
-        let mirror = mirrors.lines().next().unwrap_or(known);
-        for folder in ["lists/partial", "cache/archives/partial"] {
-            let folder = self.folder.join(folder);
-            fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        }
-        let source = format!(
-            "Types: deb\nURIs: {mirror}\nSuites: {}\nComponents: main\nArchitectures: amd64\n\
-             Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg\n",
-            self.name
-        );
-        let file = self.folder.join("suite.sources");
-        fs::write(&file, source).with_context(|| format!("cannot write {}", file.display()))?;
-        steps::run(self.apt("apt-get").args(["update", "--error-on=any"]))
-    }
-
-    /// An apt program that sees this suite alone.
-    fn apt(&self, program: &str) -> Command {
-        let option = |name: &str, path: &str| format!("{name}={}", self.folder.join(path).display());
-        let mut apt = Command::new(program);
-        apt.args(["-q", "-o", "APT::Sandbox::User=", "-o", "Dir::Etc::SourceParts=/dev/null"]);
-        for (name, path) in [
-            ("Dir::Etc::SourceList", "suite.sources"),
-            ("Dir::State::Lists", "lists"),
-            ("Dir::Cache", "cache"),
-        ] {
-            apt.args(["-o", &option(name, path)]);
-        }
-        apt.stdin(Stdio::null());
-        apt
-    }
-
-    fn names(&self) -> Result<Vec<String>> {
-        let names = steps::capture(self.apt("apt-cache").args(["pkgnames", "linux-"]))?;
-        Ok(names.lines().map(str::to_owned).collect())
-    }
-
-    fn download(&self, package: &str, cache: &Path) -> Result<PathBuf> {
-        let debs = cache.join("debs");
-        fs::create_dir_all(&debs).with_context(|| format!("cannot make {}", debs.display()))?;
-        if let Some(file) = fetched(&debs, package) {
-            return Ok(file);
-        }
-        step(&format!("fetching {package}"), || {
-            steps::run(
-                self.apt("apt-get").args(["download", package]).current_dir(&debs).stdout(Stdio::null()),
-            )
-        })?;
-        fetched(&debs, package)
-            .with_context(|| format!("apt fetched {package} into another folder than {}", debs.display()))
-    }
-}
-
-/// The file of a package fetched before. The name of a kernel's package has its version, so any file will do.
-fn fetched(debs: &Path, package: &str) -> Option<PathBuf> {
-    let mut entries = fs::read_dir(debs).ok()?.flatten().map(|entry| entry.path());
-    entries.find(|path| {
-        let file = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
-        file.strip_prefix(package).is_some_and(|rest| rest.starts_with('_') && rest.ends_with(".deb"))
-    })
-}
-
 /// Takes the image and the modules out of the packages, unless that was done before.
-fn unpack(series: &str, packages: &[PathBuf], cache: &Path) -> Result<Kernel> {
+fn unpack(series: &'static Series, packages: &[PathBuf], cache: &Path) -> Result<Kernel> {
     let first = packages[0].file_stem().context("a package without a name")?;
     let folder = cache.join("unpacked").join(first);
     let image = folder.join("vmlinuz");
@@ -223,7 +146,7 @@ fn unpack(series: &str, packages: &[PathBuf], cache: &Path) -> Result<Kernel> {
     }
     let text = fs::read_to_string(&list).with_context(|| format!("cannot read {}", list.display()))?;
     let modules = text.lines().map(|file| folder.join(file)).collect();
-    Ok(Kernel { series: series.to_owned(), image, modules })
+    Ok(Kernel { series, image, modules })
 }
 
 fn take_out(packages: &[PathBuf], folder: &Path, image: &Path, list: &Path) -> Result<()> {
@@ -305,9 +228,10 @@ fn walk(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
 mod tests {
     use super::*;
 
-    fn newest_of(names: &[&str], series: &str) -> Option<Vec<String>> {
+    fn newest_of(names: &[&str], name: &'static str) -> Option<Vec<String>> {
         let names: Vec<_> = names.iter().map(ToString::to_string).collect();
-        newest(&names, series)
+        let arch = if name.ends_with("-arm64") { &AARCH64 } else { &X86_64 };
+        newest(&names, &series(name, arch, ""))
     }
 
     #[test]
@@ -320,10 +244,12 @@ mod tests {
             "linux-image-6.1.0-0.deb11.60-cloud-amd64",
             "linux-image-6.12.117+deb12-cloud-amd64",
             "linux-headers-6.1.0-99-cloud-amd64",
+            "linux-image-6.12.115+deb12-cloud-arm64",
         ];
         let newest = |series| newest_of(&names, series).and_then(|found| found.into_iter().next());
         assert_eq!(newest("6.1").as_deref(), Some(names[1]));
         assert_eq!(newest("6.12").as_deref(), Some(names[5]));
+        assert_eq!(newest("6.12-arm64").as_deref(), Some(names[7]));
         assert_eq!(newest("6"), None);
         assert_eq!(newest("6.16"), None);
     }

@@ -4,10 +4,12 @@
 //! binaries and `init.sh`, which runs them and says on a serial line how each ended (`guest.rs`). What the agent could do
 //! there (`survey.rs`) is compared with what is committed in `tests/vm` (`report.rs`).
 
+mod arch;
 mod cpio;
 mod guest;
 mod host;
 mod kernel;
+mod packages;
 mod report;
 mod survey;
 mod tests;
@@ -26,7 +28,8 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 
 use self::{
-    guest::{Ended, Outcome, Said},
+    arch::Arch,
+    guest::{Content, Ended, Outcome, Said},
     kernel::Kernel,
     tests::{Rules, Suite, Todo},
 };
@@ -39,7 +42,7 @@ use crate::{
 /// Which kernels and which tests.
 #[derive(Args)]
 pub struct Options {
-    /// A kernel of the matrix, as `6.1`; may be given several times [default: all]
+    /// A kernel of the matrix, as `6.1` or `6.12-arm64`; may be given several times [default: all]
     #[arg(long = "kernel", value_name = "VERSION")]
     kernels: Vec<String>,
     /// How many machines run at once [default: as many as there are CPUs]
@@ -66,21 +69,22 @@ pub struct Outcomes {
 /// Builds, fetches, boots, prints what was found; fails when anything is not as it should be.
 pub fn vm(toolchain: &Toolchain, options: &Options) -> Result<()> {
     let start = Instant::now();
-    host::ensure()?;
     let series: Vec<&str> = match options.kernels.as_slice() {
-        [] => kernel::SERIES.iter().map(|(series, _)| *series).collect(),
+        [] => kernel::SERIES.iter().map(|series| series.name).collect(),
         some => some.iter().map(String::as_str).collect(),
     };
     let kernels: Vec<Kernel> = series.into_iter().map(kernel::fetch).collect::<Result<_>>()?;
-    let agent = agent::build(toolchain, &agent::Options::default())?;
-    let suite = Suite::build(toolchain)?;
+    let contents = contents(toolchain, &kernels)?;
+    let content = |kernel: &Kernel| {
+        let content = contents.iter().find(|content| content.arch == kernel.series.arch);
+        content.with_context(|| format!("nothing was built for {}", kernel.series.name))
+    };
     let rules = Rules::read()?;
     let plan = |filter: &[String]| -> Result<Vec<Plan>> {
-        kernels.iter().map(|kernel| plan(&suite, &rules, filter, &kernel.series)).collect()
+        kernels.iter().map(|of| plan(&content(of)?.suite, &rules, filter, of.series.name)).collect()
     };
     let plans = plan(&options.filter)?;
-    let kvm = host::has_kvm();
-    let accelerator = if kvm { "kvm" } else { "tcg,thread=multi" };
+    let kvm = contents.iter().any(|content| content.kvm);
     let jobs = options
         .jobs
         .map_or_else(|| thread::available_parallelism().map_or(1, usize::from), |jobs| jobs.max(1));
@@ -93,8 +97,8 @@ pub fn vm(toolchain: &Toolchain, options: &Options) -> Result<()> {
     let outcomes = step(&what, || {
         let boot = |index: usize| {
             let (kernel, plan) = (&kernels[index], &plans[index]);
-            let heard = |ended: &Ended| steps::say(&progress(&kernel.series, ended));
-            guest::run(kernel, &suite, &plan.todo, &agent, accelerator, heard)
+            let heard = |ended: &Ended| steps::say(&progress(kernel.series.name, ended));
+            guest::run(kernel, content(kernel)?, &plan.todo, heard)
         };
         Ok(all(&kernels, jobs, boot))
     })?;
@@ -124,6 +128,27 @@ pub fn vm(toolchain: &Toolchain, options: &Options) -> Result<()> {
         bail!("the kernels are not as they should be (see `wrong` above)");
     }
     Ok(())
+}
+
+/// Builds what runs in the guests, for every architecture among the kernels. This machine's own comes last: the object of its kernel side
+/// is then the one that other builds find.
+fn contents(toolchain: &Toolchain, kernels: &[Kernel]) -> Result<Vec<Content>> {
+    let mut archs: Vec<&'static Arch> = Vec::new();
+    for Kernel { series, .. } in kernels {
+        if !archs.contains(&series.arch) {
+            archs.push(series.arch);
+        }
+    }
+    archs.sort_by_key(|arch| arch.is_host());
+    host::ensure(&archs)?;
+    let own = Suite::build(toolchain)?;
+    let content = |arch: &'static Arch| {
+        let options = agent::Options { arch: Some(arch.name.to_owned()), ..agent::Options::default() };
+        let agent = agent::build(toolchain, &options)?;
+        let suite = if arch.is_host() { own.clone() } else { own.for_arch(toolchain, arch)? };
+        Ok(Content { arch, shell: host::shell(arch)?, agent, suite, kvm: host::has_kvm(arch) })
+    };
+    archs.into_iter().map(content).collect()
 }
 
 /// What a guest is to do.
@@ -172,8 +197,9 @@ fn all(kernels: &[Kernel], jobs: usize, boot: impl Fn(usize) -> Result<Said> + S
                     let index = next.fetch_add(1, Relaxed);
                     let Some(kernel) = kernels.get(index) else { return };
                     let begin = Instant::now();
-                    let said = boot(index).with_context(|| format!("kernel {}", kernel.series));
-                    let outcomes = Outcomes { series: kernel.series.clone(), said, took: begin.elapsed() };
+                    let name = kernel.series.name;
+                    let said = boot(index).with_context(|| format!("kernel {name}"));
+                    let outcomes = Outcomes { series: name.to_owned(), said, took: begin.elapsed() };
                     done.lock().unwrap_or_else(PoisonError::into_inner).push((index, outcomes));
                 }
             });
@@ -188,10 +214,10 @@ fn progress(series: &str, ended: &Ended) -> String {
     let Ended { test, outcome, took } = ended;
     let seconds = took.as_secs_f64();
     match outcome {
-        Outcome::Passed => format!("{series:<5} passed {seconds:5.1} s  {test}"),
-        Outcome::Unsupported(lacks) => format!("{series:<5} unsupported     {test}: needs {lacks}"),
+        Outcome::Passed => format!("{series:<10} passed {seconds:5.1} s  {test}"),
+        Outcome::Unsupported(lacks) => format!("{series:<10} unsupported     {test}: needs {lacks}"),
         Outcome::Failed(status, printed) => {
-            format!("{series:<5} FAILED {seconds:5.1} s  {test}: {status}\n{printed}")
+            format!("{series:<10} FAILED {seconds:5.1} s  {test}: {status}\n{printed}")
         }
     }
 }

@@ -215,7 +215,7 @@ pub fn write(outcomes: &[Outcomes], left: &[String]) -> Result<()> {
 /// The page for readers.
 fn page(outcomes: &[Outcomes], left: &[String], budget: &Budget) -> String {
     let mut page = "<!-- Written by `cargo xtask vm --write`. Do not edit. -->\n\n# Kernels\n\n\
-        What Siskin does on stock Debian cloud kernels for x86_64, found by running it and its tests on each of them.\n\n"
+        What Siskin does on stock Debian cloud kernels, for x86_64 and one for arm64, found by running it and its tests on each of them.\n\n"
         .to_owned();
     let surveys: Vec<_> = surveys(outcomes).collect();
     let head = ["Kernel", "Release", "BTF", "Probes up", "Privileges"];

@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
+use super::arch::Arch;
 use crate::{
     agent,
     steps::{self, step},
@@ -22,6 +23,7 @@ const PROFILE: &str = "vm";
 const NEEDS: &str = "tests/vm/tests.txt";
 
 /// The built tests.
+#[derive(Clone)]
 pub struct Suite {
     /// Test binaries by name.
     pub binaries: Vec<(String, PathBuf)>,
@@ -99,14 +101,44 @@ impl Rules {
 }
 
 impl Suite {
-    /// Builds every test binary of the kernel tests without a need for libraries.
+    /// Builds every test binary of the kernel tests for this machine, without a need for libraries, and asks it for its tests.
     pub fn build(toolchain: &Toolchain) -> Result<Self> {
+        let mut suite = Self::compile(toolchain, &toolchain.host()?)?;
+        for (index, (_, file)) in suite.binaries.iter().enumerate() {
+            let list = steps::capture(Command::new(file).args(["--list", "--format=terse"]))?;
+            let names = list.lines().filter_map(|line| line.strip_suffix(": test"));
+            suite.tests.extend(names.map(|name| (index, name.to_owned())));
+        }
+        if suite.tests.is_empty() {
+            bail!("the test binaries have no tests");
+        }
+        Ok(suite)
+    }
+
+    /// Builds the same tests for another architecture.
+    pub fn for_arch(&self, toolchain: &Toolchain, arch: &Arch) -> Result<Self> {
+        let triple = agent::triple(arch.name, &toolchain.host()?);
+        let suite = Self::compile(toolchain, &triple)?;
+        let names = |suite: &Self| suite.binaries.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+        if names(&suite) != names(self) {
+            bail!("there are other test binaries for {triple}");
+        }
+        Ok(Self { tests: self.tests.clone(), ..suite })
+    }
+
+    fn compile(toolchain: &Toolchain, triple: &str) -> Result<Self> {
         let host = toolchain.host()?;
-        let messages = step("building the tests for guests", || {
+        if triple != host {
+            toolchain.add_target(triple)?;
+        }
+        let messages = step(&format!("building the tests for guests, {triple}"), || {
             let mut cargo = toolchain.cargo();
-            cargo.args(["test", "--no-run", "--package", PACKAGE, "--profile", PROFILE, "--target", &host]);
+            cargo.args(["test", "--no-run", "--package", PACKAGE, "--profile", PROFILE, "--target", triple]);
             cargo.args(["--message-format", "json-render-diagnostics"]);
-            cargo.env(agent::target_variable(&host, "RUSTFLAGS"), agent::STATIC);
+            cargo.env(agent::target_variable(triple, "RUSTFLAGS"), agent::STATIC);
+            if triple != host {
+                agent::link_with(&mut cargo, triple)?;
+            }
             steps::capture(&mut cargo)
         })?;
         let mut suite =
@@ -120,14 +152,8 @@ impl Suite {
             }
         }
         suite.binaries.sort();
-        for (index, (_, file)) in suite.binaries.iter().enumerate() {
-            let list = steps::capture(Command::new(file).args(["--list", "--format=terse"]))?;
-            let names = list.lines().filter_map(|line| line.strip_suffix(": test"));
-            suite.tests.extend(names.map(|name| (index, name.to_owned())));
-        }
-        if suite.tests.is_empty() || suite.load.as_os_str().is_empty() || suite.survey.as_os_str().is_empty()
-        {
-            bail!("cargo built no tests, no load maker or no survey");
+        if suite.load.as_os_str().is_empty() || suite.survey.as_os_str().is_empty() {
+            bail!("cargo built no load maker or no survey");
         }
         Ok(suite)
     }
