@@ -85,7 +85,15 @@ fn completed(ctx: &BtfTracePointContext, failed: bool, weight: Option<Weight>) {
         let now = bpf_ktime_get_ns();
         // The device is done with a write when its data is, not when the flushes after it are.
         let issued: u64 = load(rq, &facts::RQ_IO_START);
-        if issued != 0 && (op != DiskOp::Write || bytes != 0) {
+        let reached_device = op != DiskOp::Write || bytes != 0;
+        let keeps_statistics = in_flush || flag(&facts::RQF_IO_STAT);
+        if issued == 0 && reached_device && keeps_statistics {
+            // The queue takes the time only while somebody asks for it, such as writeback throttling (blk_mq_start_request,
+            // block/blk-mq.c, 6.18).
+            let lost = (&raw mut (*bank).lost).cast::<u64>();
+            add(lost.add(Loss::NoDeviceTime as usize), weight.of(1));
+        }
+        if issued != 0 && reached_device {
             let device_ns = now.saturating_sub(issued);
             maps::observe(&raw mut (*row).device, device_ns, weight);
             add(&raw mut (*total).device_ns, weight.of(device_ns));
@@ -98,7 +106,7 @@ fn completed(ctx: &BtfTracePointContext, failed: bool, weight: Option<Weight>) {
             weight.spread(&raw mut (*variance).ios, 1, 0);
             // Without the flag the time is zero or, since 6.13, what an earlier request left there. Flushes do not have the
             // flag, and always the time (blk_rq_init, block/blk-mq.c, 6.18).
-            let queued = if in_flush || flag(&facts::RQF_IO_STAT) { load(rq, &facts::RQ_START) } else { 0 };
+            let queued = if keeps_statistics { load(rq, &facts::RQ_START) } else { 0 };
             if queued != 0 {
                 let total_ns = now.saturating_sub(queued);
                 maps::observe(&raw mut (*row).total, total_ns, weight);
@@ -106,7 +114,8 @@ fn completed(ctx: &BtfTracePointContext, failed: bool, weight: Option<Weight>) {
                 weight.spread(&raw mut (*variance).total, total_ns, NS_UNIT_LOG2);
             } else {
                 // The queue keeps no statistics (queue/iostats is 0), or not of such requests.
-                maps::lose(&raw mut (*bank).lost, Loss::NoTimestamp);
+                let lost = (&raw mut (*bank).lost).cast::<u64>();
+                add(lost.add(Loss::NoTimestamp as usize), weight.of(1));
             }
         }
     }

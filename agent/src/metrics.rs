@@ -123,7 +123,7 @@ metrics! {
     TCP_RETRANSMITS = Counter Exact "siskin_tcp_retransmits_total" ["namespace", "pod", "container"]
         "TCP segments retransmitted.";
     TCP_RESETS = Counter Exact "siskin_tcp_resets_total" ["direction"]
-        "TCP resets sent and received.";
+        "TCP resets sent and received. Before Linux 6.10, resets that answer segments of no connection are not among those sent.";
     TCP_CONNECT = Histogram Exact "siskin_tcp_connect_seconds" []
         "Time from the first SYN to established, of connections opened from here.";
     TCP_RTT = Histogram Exact "siskin_tcp_rtt_seconds" []

@@ -143,6 +143,9 @@ fn latencies_of_a_loop_device_are_the_kernels_own() {
         // A flush is carried by a write without bytes, which the device does not get: 500 of 1000 writes are its.
         let on_device = of("siskin_disk_device_seconds_count");
         assert!(on_device == 500.0 || on_device == 0.0 && !keeps, "{op}: {on_device}");
+        let lost = [("probe", "disk"), ("reason", "no_device_time")];
+        let lost = after.one("siskin_lost_total", &lost) - before.one("siskin_lost_total", &lost);
+        assert!(on_device == 500.0 || lost >= 500.0, "{op}: {lost} lost");
         assert!(by_device <= total + 1e-9, "{op}: {by_device} of {total}");
         assert!(total < wall, "{op}: {total} of {wall}");
         // The kernel stops its clock a little later than the program, and may be interrupted in between.

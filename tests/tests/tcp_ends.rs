@@ -23,26 +23,40 @@ fn assert_grew<const N: usize>(before: [f64; N], after: [f64; N], by: [f64; N]) 
     assert!(grew, "{before:?} to {after:?}, not by {by:?}");
 }
 
-#[test]
-fn refused_connections_are_failures_and_resets() {
-    const COUNT: f64 = 12.0;
-    let cgroup = Cgroup::new("refused");
-    let agent = Agent::start(&[]);
-    let before = agent.scrape();
-    let mut client = load(&cgroup);
+/// So many connections to where nobody listens.
+fn refused(cgroup: &Cgroup, count: f64) {
+    let mut client = load(cgroup);
     // In a namespace where nobody else may take the port.
     client.ask("netns");
-    for _ in 0..COUNT as u32 {
+    for _ in 0..count as u32 {
         let socket = client.ask("begin 127.0.0.1:7000");
         assert_eq!(client.ask(format!("fate {socket}")), libc::ECONNREFUSED as u64);
         client.ask(format!("close {socket}"));
     }
+}
+
+#[test]
+fn resets_that_answer_segments_of_no_connection_are_sent() {
+    const COUNT: f64 = 12.0;
+    let agent = Agent::start(&[]);
+    let before = agent.scrape();
+    refused(&Cgroup::new("refused"), COUNT);
+    assert_grew(resets(&before), resets(&agent.scrape()), [COUNT; 2]);
+}
+
+#[test]
+fn refused_connections_are_failures_and_received_resets() {
+    const COUNT: f64 = 12.0;
+    let cgroup = Cgroup::new("refused");
+    let agent = Agent::start(&[]);
+    let before = agent.scrape();
+    refused(&cgroup, COUNT);
     let after = agent.scrape_until(|m| failed(m, &cgroup)[0] == COUNT);
     assert_eq!(failed(&after, &cgroup), [COUNT, 0.0, 0.0, 0.0]);
     assert_eq!(opened(&after, &cgroup), [0.0; 2]);
     assert_eq!(open(&after, &cgroup), [0.0; 2]);
     assert_eq!(after.find("siskin_flow_connections_total", &cgroup.labels()).count(), 0);
-    assert_grew(resets(&before), resets(&after), [COUNT; 2]);
+    assert_grew(resets(&before), resets(&after), [0.0, COUNT]);
 }
 
 #[test]

@@ -95,23 +95,26 @@ pub enum Loss {
     LateAttach,
     /// A connection that is not followed, because the socket limit is reached or the kernel had no memory for it.
     SocketStorage,
-    /// A disk request without a time stamp: counted, but in no latency histogram.
+    /// A disk request without a time stamp: counted, but in no histogram of whole latencies.
     NoTimestamp,
     /// A cgroup whose path is longer than what the programs keep: its name waits for the next look at the tree.
     LongPath,
     /// A connection that is estimated and not followed, because of the CPU budget: it is in no histogram, nor among those open.
     Budget,
+    /// A disk request of which the kernel did not keep when the device got it: not in the histogram of device latencies.
+    NoDeviceTime,
 }
 
 impl Loss {
     /// Every loss a program counts, in the order of their numbers.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::MapFull,
         Self::LateAttach,
         Self::SocketStorage,
         Self::NoTimestamp,
         Self::LongPath,
         Self::Budget,
+        Self::NoDeviceTime,
     ];
 
     /// The value of the label `reason`.
@@ -123,6 +126,7 @@ impl Loss {
             Self::NoTimestamp => "no_timestamp",
             Self::LongPath => "long_path",
             Self::Budget => "budget",
+            Self::NoDeviceTime => "no_device_time",
         }
     }
 }

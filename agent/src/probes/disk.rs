@@ -141,7 +141,8 @@ impl DiskTotals {
                 out.counter(&metrics::WORKLOAD_DISK_IOS, &labels, row.ios as f64);
             }
         }
-        describe_losses(Probe::Disk, &self.bank.lost, &[Loss::MapFull, Loss::NoTimestamp], out);
+        let reasons = [Loss::MapFull, Loss::NoTimestamp, Loss::NoDeviceTime];
+        describe_losses(Probe::Disk, &self.bank.lost, &reasons, out);
     }
 }
 
