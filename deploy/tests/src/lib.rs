@@ -6,6 +6,8 @@
 
 pub mod command;
 pub mod http;
+pub mod kubectl;
 pub mod manifest;
 pub mod neighbour;
+pub mod policy;
 pub mod wait;

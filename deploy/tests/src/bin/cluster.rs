@@ -3,10 +3,9 @@
 //! answer from here.
 
 use std::{
-    io::Write as _,
     net::SocketAddr,
     path::PathBuf,
-    process::{Command, ExitCode, Stdio},
+    process::ExitCode,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -19,9 +18,11 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::Parser;
 use serde_json::{Value, json};
 use siskin_deploy_tests::{
-    command::output,
-    http, manifest,
+    http,
+    kubectl::{self, apply, kubectl, kubectl_json},
+    manifest,
     neighbour::{CONNECTIONS, EXECS, PORT, RECEIVED, SENT},
+    policy,
     wait::wait,
 };
 use siskin_ebpf::Probe;
@@ -108,6 +109,7 @@ impl Test {
         );
         self.prepare()?;
         let nodes = self.install()?;
+        self.hold_to_policies()?;
         for node in &nodes {
             let before = node.programs(self)?;
             ensure!(before > 0, "no program on {}", node.name);
@@ -174,6 +176,57 @@ impl Test {
             ));
         }
         Ok(nodes)
+    }
+
+    /// The admission policies, evaluated on pods as this API server completes them: the DaemonSet's are let in, and the same pods with a
+    /// liberty more are not.
+    fn hold_to_policies(&self) -> Result<()> {
+        let pods = self.pods()?;
+        for pod in &pods {
+            for (policy, said) in [("CEL", policy::admission(pod)), ("Rego", policy::gatekeeper(pod))] {
+                // The test's image may have another name than the one that is released.
+                let said: Vec<_> =
+                    said.iter().filter(|against| !against.starts_with("only the image")).collect();
+                ensure!(
+                    said.is_empty(),
+                    "{}: {policy} turns it away: {said:?}",
+                    shown(&pod["metadata"]["name"])
+                );
+            }
+        }
+        self.say(&format!(
+            "{} pods as the API server completed them pass both admission policies",
+            pods.len()
+        ));
+        let set: Value = manifest::object(&std::fs::read_to_string(&self.manifest)?, "DaemonSet");
+        for (what, field, value) in [
+            ("that is privileged", "privileged", json!(true)),
+            (
+                "with SYS_ADMIN",
+                "capabilities",
+                json!({"drop": ["ALL"], "add": ["BPF", "PERFMON", "SYS_ADMIN"]}),
+            ),
+        ] {
+            let mut planted = json!({
+                "apiVersion": "v1", "kind": "Pod",
+                "metadata": {"name": "planted", "namespace": self.namespace},
+                "spec": set["spec"]["template"]["spec"],
+            });
+            planted["spec"]["containers"][0]["securityContext"][field] = value;
+            // Kubernetes refuses the two together.
+            if field == "privileged" {
+                planted["spec"]["containers"][0]["securityContext"]["allowPrivilegeEscalation"] = json!(true);
+            }
+            let completed =
+                kubectl::given(&["create", "--dry-run=server", "--output=json", "--filename=-"], &planted)?;
+            let completed: Value = serde_json::from_str(&completed).context("kubectl printed no JSON")?;
+            let said = policy::admission(&completed);
+            let against = said.iter().find(|against| against.starts_with("containers"));
+            let against = against.with_context(|| format!("a pod {what} is let in: {said:?}"))?;
+            ensure!(policy::gatekeeper(&completed).contains(against), "Rego lets in a pod {what}");
+            self.say(&format!("a pod {what} is turned away: {against}"));
+        }
+        Ok(())
     }
 
     /// The nodes that have a pod of the DaemonSet.
@@ -449,28 +502,6 @@ fn pod_on(
             }],
         },
     })
-}
-
-fn kubectl(arguments: &[&str]) -> Result<String> {
-    output(Command::new("kubectl").args(arguments))
-}
-
-fn kubectl_json(arguments: &[&str]) -> Result<Value> {
-    serde_json::from_str(&kubectl(arguments)?).context("kubectl printed something other than JSON")
-}
-
-fn apply(object: &Value) -> Result<()> {
-    let mut child = Command::new("kubectl")
-        .args(["apply", "--filename=-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .spawn()
-        .context("cannot start kubectl")?;
-    let mut input = child.stdin.take().context("kubectl has no stdin")?;
-    input.write_all(object.to_string().as_bytes())?;
-    drop(input);
-    ensure!(child.wait()?.success(), "kubectl does not apply {object}");
-    Ok(())
 }
 
 fn shown(value: &Value) -> String {
