@@ -155,6 +155,24 @@ fn strict_refuses_to_start_without_a_probe_and_lenient_says_what_is_missing() {
 }
 
 #[test]
+fn readiness_names_all_that_this_kernel_lacks_and_wants_no_more() {
+    let agent = Agent::start(&[]);
+    let (status, page) = agent.get("/readyz");
+    assert_eq!(status, 200, "{page}");
+    let metrics = agent.scrape();
+    let lacking: Vec<_> = metrics.find("siskin_probe_hook_info", &[("state", "unsupported")]).collect();
+    for hook in &lacking {
+        let of = |name| {
+            let label = hook.labels.iter().find(|(label, _)| label == name);
+            label.expect("a label of this name").1.as_str()
+        };
+        let line = format!("\n  {} {}: {}\n", of("probe"), of("hook"), of("reason"));
+        assert!(page.contains(&line), "no {line:?} in:\n{page}");
+    }
+    assert_eq!(page.lines().filter(|line| line.starts_with("  ")).count(), lacking.len(), "{page}");
+}
+
+#[test]
 fn json_says_the_same() {
     let kernel = WithoutDisks::new("json");
     let (code, out, _) = siskin(&["check", "--json", &kernel.flag()]);
