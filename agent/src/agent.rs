@@ -41,6 +41,7 @@ use crate::{
 /// # Errors
 /// When it cannot start: the address is taken, a privilege or BTF is missing, maps are over their budget.
 pub fn run(flags: &Run) -> anyhow::Result<()> {
+    share_memory();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         // Readings take turns behind one lock: one thread reads, a second one waits so that scrapes share a reading. Each probe may
@@ -212,6 +213,15 @@ fn report(hooks: &[HookState]) {
             }
         }
     }
+}
+
+/// All threads take memory from one place: they take turns, and what one gave back serves the next.
+fn share_memory() {
+    // SAFETY: takes no addresses; no other thread runs yet. glibc only.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1)
+    };
 }
 
 /// Reading the kernel's types took tens of megabytes in many small pieces; the allocator would keep them.
