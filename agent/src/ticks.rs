@@ -1,13 +1,15 @@
 //! What happens by itself: the tick that ends every half second, and each probe's being attached for its share of the time.
 
 use std::{
-    sync::Arc,
-    thread,
+    future::pending,
+    pin::pin,
+    sync::{Arc, mpsc},
     time::{Duration, Instant},
 };
 
 use siskin_ebpf::Probe;
 use tokio::{
+    select,
     sync::watch,
     time::{self, MissedTickBehavior, interval_at, sleep_until},
 };
@@ -16,7 +18,7 @@ use crate::{
     budget::{
         controller::Setting,
         meter::thread_seconds,
-        windows::{CYCLE, Plan, TICK, Windows},
+        windows::{Plan, TICK, Windows, cycle},
     },
     collect::Collector,
     http::Site,
@@ -56,22 +58,35 @@ pub async fn keep_attached(
         attachment = match plan {
             Some((_, Plan::Always)) => switch(&site, &control, attachment, Some(0)).await,
             Some((_, Plan::Never)) => switch(&site, &control, attachment, None).await,
-            Some((_, Plan::Rest)) => {
+            Some((setting, plan @ (Plan::Rest | Plan::Window { .. }))) => {
                 let begin = time::Instant::now();
+                let mut shed_more = pin!(shed_more(settings.clone(), setting));
                 attachment = switch(&site, &control, attachment, None).await;
-                sleep_until(begin + CYCLE).await;
-                attachment
-            }
-            Some((setting, Plan::Window { delay, length })) => {
-                let begin = time::Instant::now();
-                attachment = switch(&site, &control, attachment, None).await;
-                sleep_until(begin + delay).await;
-                let watched;
-                (attachment, watched) = watch(&site, &control, attachment, setting.duty_log2, length).await;
-                windows.watched(watched);
-                // A tick that ends meanwhile changes the next cycle.
-                sleep_until(begin + CYCLE).await;
-                attachment
+                if let Plan::Window { delay, length } = plan {
+                    // What more costs too much in this cycle ends it: what was drawn for it is forgotten before it is known.
+                    select! {
+                        () = &mut shed_more => continue,
+                        () = sleep_until(begin + delay) => {}
+                    }
+                    let (end, ended) = mpsc::channel();
+                    let mut window =
+                        pin!(watch(&site, &control, attachment, setting.duty_log2, length, ended));
+                    let watched;
+                    (attachment, watched) = select! {
+                        () = &mut shed_more => {
+                            // When it ended by itself meanwhile, nobody listens.
+                            let _ = end.send(());
+                            window.await
+                        }
+                        done = &mut window => done,
+                    };
+                    windows.watched(watched);
+                }
+                select! {
+                    () = &mut shed_more => {}
+                    () = sleep_until(begin + cycle(setting.duty_log2)) => {}
+                }
+                continue;
             }
             // Sampling is fixed by hand.
             None => attachment,
@@ -79,6 +94,17 @@ pub async fn keep_attached(
         if settings.changed().await.is_err() {
             return;
         }
+    }
+}
+
+/// Waits until a probe is to be attached for less of the time than by `setting`.
+async fn shed_more(mut settings: watch::Receiver<Vec<Setting>>, setting: Setting) {
+    let less = |other: &Setting| {
+        other.probe == setting.probe && (other.detached || other.duty_log2 > setting.duty_log2)
+    };
+    if settings.wait_for(|settings| settings.iter().any(less)).await.is_err() {
+        // The agent ends, and this task with it.
+        pending().await
     }
 }
 
@@ -100,7 +126,7 @@ async fn switch(
     .await
 }
 
-/// Attaches a probe for so long, and says for how long it was. The thread that attaches is the one that waits and detaches: on a busy
+/// Attaches a probe for so long or until it is told to end, and says for how long it was. The thread that attaches is the one that waits and detaches: on a busy
 /// machine each thread that must be woken comes some milliseconds late.
 async fn watch(
     site: &Arc<Site>,
@@ -108,6 +134,7 @@ async fn watch(
     mut attachment: Attachment,
     duty_log2: u64,
     length: Duration,
+    ended: mpsc::Receiver<()>,
 ) -> (Attachment, Duration) {
     let (site, control) = (Arc::clone(site), Arc::clone(control));
     aside(move || {
@@ -115,7 +142,8 @@ async fn watch(
         if !attachment.is_attached() {
             return (attachment, Duration::ZERO);
         }
-        thread::sleep(length);
+        // Told or not, the window is over.
+        let _ = ended.recv_timeout(length);
         let until = switch_now(&site, &control, &mut attachment, None);
         (attachment, until - since)
     })

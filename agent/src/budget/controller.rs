@@ -18,6 +18,8 @@
 
 use siskin_ebpf::{MAX_PERIOD_LOG2, Probe};
 
+use super::windows::{MIN_DUTY_LOG2, cycle};
+
 /// Share of the budget that shedding plans for; the rest is for what grows within a tick.
 pub const TARGET: f64 = 0.8;
 /// Share of the budget that hot probes have in any case: when the fixed cost alone is over the target, shedding more of
@@ -29,8 +31,10 @@ pub const LEAST_SAVING: f64 = 1e-3;
 pub const RECOVER: f64 = 0.65;
 /// Ticks in a row in which it must: three seconds.
 pub const CALM_TICKS: u32 = 6;
+/// Windows that a second may see: they are drawn, and a late one of a cycle may come just before an early one of the next.
+const WINDOWS: f64 = 2.0;
 /// Smallest share of the time that a probe is attached for, as a power of two.
-pub const MAX_DUTY_LOG2: u64 = 6;
+pub const MAX_DUTY_LOG2: u64 = 8;
 
 /// What a hot probe was asked to do in the last tick, scaled to a probe that is attached all the time.
 #[derive(Clone, Copy, Debug)]
@@ -45,8 +49,8 @@ pub struct Load {
     pub event_seconds: f64,
     /// What its information is worth beside that of others.
     pub worth: f64,
-    /// Cores that attaching and detaching it for a window in every cycle takes; infinite when it cannot be.
-    pub switch_cores: f64,
+    /// Seconds of CPU that attaching and detaching it for a window takes; infinite when it stays attached.
+    pub switch_seconds: f64,
 }
 
 /// What the last tick cost.
@@ -148,8 +152,12 @@ impl Controller {
         let of = |setting: &Setting| {
             let Some(load) = load_of(cost, setting.probe) else { return 0.0 };
             let taken = load.events * (-(setting.period_log2 as f64)).exp2() * load.event_seconds;
-            let switching = if setting.duty_log2 > 0 { load.switch_cores } else { 0.0 };
-            (load.runs * cost.run_seconds + taken) * (-(setting.duty_log2 as f64)).exp2() + switching
+            let runs = load.runs * cost.run_seconds + taken;
+            if setting.duty_log2 == 0 {
+                return runs;
+            }
+            let windows = runs * (-(setting.duty_log2 as f64)).exp2() * WINDOWS;
+            windows + load.switch_seconds / cycle(setting.duty_log2).as_secs_f64()
         };
         cost.fixed_cores + settings.iter().map(of).sum::<f64>()
     }
@@ -210,7 +218,7 @@ fn load_of(cost: &Cost, probe: Probe) -> Option<&Load> {
 /// a period of the same weight; `variance` knows.
 fn steps(setting: &Setting) -> impl Iterator<Item = Setting> {
     let longer = Setting { period_log2: setting.period_log2 + 1, ..*setting };
-    let rarer = Setting { duty_log2: setting.duty_log2 + 1, ..*setting };
+    let rarer = Setting { duty_log2: (setting.duty_log2 + 1).max(MIN_DUTY_LOG2), ..*setting };
     [longer, rarer].into_iter().filter(|step| {
         step.period_log2 + step.duty_log2 <= MAX_PERIOD_LOG2 && step.duty_log2 <= MAX_DUTY_LOG2
     })
@@ -220,8 +228,9 @@ fn steps(setting: &Setting) -> impl Iterator<Item = Setting> {
 fn steps_back(setting: &Setting) -> impl Iterator<Item = Setting> {
     let of = |log2: u64| [log2.checked_sub(1), (log2 > 1).then_some(log2 / 2)].into_iter().flatten();
     let shorter = of(setting.period_log2).map(|period_log2| Setting { period_log2, ..*setting });
-    let oftener = of(setting.duty_log2).map(|duty_log2| Setting { duty_log2, ..*setting });
-    let always = (setting.duty_log2 > 2).then_some(Setting { duty_log2: 0, ..*setting });
+    let oftener = of(setting.duty_log2).filter(|duty_log2| *duty_log2 >= MIN_DUTY_LOG2);
+    let oftener = oftener.map(|duty_log2| Setting { duty_log2, ..*setting });
+    let always = (setting.duty_log2 > 0).then_some(Setting { duty_log2: 0, ..*setting });
     shorter.chain(oftener).chain(always)
 }
 
@@ -251,7 +260,7 @@ mod tests {
                     events: disk,
                     event_seconds: 600e-9,
                     worth: 1.0,
-                    switch_cores: 5e-4,
+                    switch_seconds: 5e-4,
                 },
                 Load {
                     probe: Probe::Udp,
@@ -259,7 +268,7 @@ mod tests {
                     events: udp,
                     event_seconds: 300e-9,
                     worth: 1.0,
-                    switch_cores: 5e-4,
+                    switch_seconds: 5e-4,
                 },
             ],
         }
@@ -360,7 +369,7 @@ mod tests {
         let mut controller = Controller::new(0.005, &PROBES);
         let run = simulate(&mut controller, 20, |_| {
             let mut cost = cost(1e3, 3e6);
-            cost.loads[1].switch_cores = f64::INFINITY;
+            cost.loads[1].switch_seconds = f64::INFINITY;
             cost
         });
         let (cores, settings) = &run[19];

@@ -17,7 +17,7 @@ pub mod windows;
 
 use controller::{Controller, Cost, Load, Setting, TARGET};
 use meter::{FULL_RUN_NS, Meter, process_seconds};
-use windows::{CYCLE, TICK};
+use windows::TICK;
 
 /// Every probe's programs.
 const PROGRAMS: [(Probe, &[Program]); 5] = [
@@ -279,11 +279,7 @@ impl Budget {
             events: events.max(full_runs) / attached,
             event_seconds: *event_seconds,
             // No budget is enough to have those detached that stay.
-            switch_cores: if self.stay.contains(&probe) {
-                f64::INFINITY
-            } else {
-                switch_seconds / CYCLE.as_secs_f64()
-            },
+            switch_seconds: if self.stay.contains(&probe) { f64::INFINITY } else { switch_seconds },
             worth: if HOT.contains(&probe) { 1.0 } else { EXACT_WORTH },
         };
         self.loads.insert(index, load);

@@ -1,6 +1,6 @@
 //! When a probe is attached that may be attached for a share of the time only. Pure, but for the draw.
 //!
-//! A cycle of a second is cut into D windows of the same length, and one of them is drawn: every moment is watched with probability 1/D.
+//! A cycle of a second or more is cut into D windows of the same length, and one of them is drawn: every moment is watched with probability 1/D.
 //! More windows would see a load that changes more evenly, but attaching and detaching one program takes about a quarter of a millisecond
 //! of CPU (the kernel rewrites its own code and interrupts every CPU for it), which is a budget's worth of a great many events.
 //! Attaching waits for others at times (the kernel lets every CPU pass through a quiet state first), so a window may come late or
@@ -13,8 +13,18 @@ use super::controller::Setting;
 
 /// Length of a tick: half a second, so that a load that rises is met before its first second is over.
 pub const TICK: Duration = Duration::from_millis(500);
-/// Length of a cycle, in which a probe has one window. Budgets are held in every second, so it is no longer than that.
-pub const CYCLE: Duration = Duration::from_secs(1);
+/// Length of a cycle, in which a probe has one window. Budgets are held in every second, so it is no longer than that as long as the
+/// window is what costs.
+const CYCLE: Duration = Duration::from_secs(1);
+/// Share of a cycle below which windows are not made shorter but rarer: attaching costs more than they do.
+const LEAST_SHARE_LOG2: u64 = 6;
+/// The greatest smaller share of the time that is worth a window: one that is half of the time saves as much as attaching takes.
+pub const MIN_DUTY_LOG2: u64 = 2;
+
+/// Length of the cycle of a probe that is attached for 1/2^`duty_log2` of the time.
+pub fn cycle(duty_log2: u64) -> Duration {
+    CYCLE * (1 << duty_log2.saturating_sub(LEAST_SHARE_LOG2))
+}
 
 /// What a probe does until it is asked again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,19 +61,19 @@ impl Windows {
             *self = Self::default();
             return if setting.detached { Plan::Never } else { Plan::Always };
         }
-        let share = (-(setting.duty_log2 as f64)).exp2();
+        let (cycle, share) = (cycle(setting.duty_log2), (-(setting.duty_log2 as f64)).exp2());
         // The first window is for the cycle to come, each next one for the time since the last was planned.
-        let passed = planned.map_or(CYCLE, |planned| now - planned);
+        let passed = planned.map_or(cycle, |planned| now - planned);
         self.planned = Some(now);
-        let most = CYCLE.as_secs_f64();
+        let most = cycle.as_secs_f64();
         self.owed_seconds = (self.owed_seconds + passed.as_secs_f64() * share).clamp(-most, most);
         // Half a window costs as much to attach for as a whole one.
         if self.owed_seconds < most * share / 2.0 {
             return Plan::Rest;
         }
         let length = Duration::from_secs_f64(self.owed_seconds);
-        let place = CYCLE / (1 << setting.duty_log2) * fastrand::u32(0..1 << setting.duty_log2);
-        Plan::Window { delay: place.min(CYCLE - length), length }
+        let place = cycle / (1 << setting.duty_log2) * fastrand::u32(0..1 << setting.duty_log2);
+        Plan::Window { delay: place.min(cycle - length), length }
     }
 
     /// The probe was attached for so long in the cycle that was planned last.
@@ -86,22 +96,22 @@ mod tests {
     fn watched(cycles: u32, duty_log2: u64, every: u32, late: Duration, longer: Duration) -> f64 {
         let (mut windows, begin) = (Windows::default(), Instant::now());
         let (mut now, mut watched) = (begin, Duration::ZERO);
-        for cycle in 0..cycles {
+        for number in 0..cycles {
             let (delay, length) = match windows.plan(&setting(duty_log2), now) {
                 Plan::Window { delay, length } => (delay, length),
                 Plan::Rest => {
-                    now += CYCLE;
+                    now += cycle(duty_log2);
                     continue;
                 }
                 plan => panic!("a share of the time is not {plan:?}"),
             };
-            assert!(delay + length <= CYCLE);
-            let late = if cycle % every == 0 { late } else { Duration::ZERO };
+            assert!(delay + length <= cycle(duty_log2));
+            let late = if number % every == 0 { late } else { Duration::ZERO };
             // Whoever sleeps wakes a little later.
             let length = length + longer;
             windows.watched(length);
             watched += length;
-            now += CYCLE.max(delay + late + length);
+            now += cycle(duty_log2).max(delay + late + length);
         }
         watched.as_secs_f64() / (now - begin).as_secs_f64()
     }
@@ -116,8 +126,11 @@ mod tests {
 
     #[test]
     fn a_window_that_always_ends_late_comes_less_often() {
-        let share = watched(4000, 6, 1, Duration::ZERO, Duration::from_millis(20));
-        assert!((share * 64.0 - 1.0).abs() < 0.02, "{share} instead of 1/64");
+        for duty_log2 in [6, 8] {
+            let share = watched(4000, duty_log2, 1, Duration::ZERO, Duration::from_millis(20));
+            let times = share * (duty_log2 as f64).exp2();
+            assert!((times - 1.0).abs() < 0.02, "{times} times what it should be");
+        }
     }
 
     #[test]
