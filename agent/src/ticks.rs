@@ -71,16 +71,19 @@ pub async fn keep_attached(
                     let (end, ended) = mpsc::channel();
                     let mut window =
                         pin!(watch(&site, &control, attachment, setting.duty_log2, length, ended));
-                    let watched;
-                    (attachment, watched) = select! {
+                    let (watched, is_cut);
+                    ((attachment, watched), is_cut) = select! {
                         () = &mut shed_more => {
                             // When it ended by itself meanwhile, nobody listens.
                             let _ = end.send(());
-                            window.await
+                            (window.await, true)
                         }
-                        done = &mut window => done,
+                        done = &mut window => (done, false),
                     };
                     windows.watched(watched);
+                    if is_cut {
+                        continue;
+                    }
                 }
                 select! {
                     () = &mut shed_more => {}

@@ -34,7 +34,7 @@ pub const CALM_TICKS: u32 = 6;
 /// Windows that a second may see: they are drawn, and a late one of a cycle may come just before an early one of the next.
 const WINDOWS: f64 = 2.0;
 /// Smallest share of the time that a probe is attached for, as a power of two.
-pub const MAX_DUTY_LOG2: u64 = 8;
+pub const MAX_DUTY_LOG2: u64 = 7;
 
 /// What a hot probe was asked to do in the last tick, scaled to a probe that is attached all the time.
 #[derive(Clone, Copy, Debug)]
