@@ -124,7 +124,8 @@ pub fn report(runs: &[Run], steps: &[Step], machine: &str, options: &Options) ->
          clock more, of which about one is inside of the figure.\n\n![Cost against budget](budget.svg)\n\n{costs}\n{verdicts}\n\
          Truths within 1.96 standard errors of the estimate (95% are expected; an estimate that took \
          everything has no error and must be equal). While the load runs, the truth is allowed to be off by what the load \
-         made during the scrape.\n\n{truths}",
+         made during the scrape. A probe that is attached for a share of the time has one window in a second or two: many a single \
+         second holds none, its estimate is 0, and the next one's is for both. Ask over ten seconds and more.\n\n{truths}",
         options.seconds,
         steps.iter().map(|step| step.label).collect::<Vec<_>>().join(", "),
         if options.lax {
