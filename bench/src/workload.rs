@@ -32,6 +32,8 @@ pub struct Options {
 
 /// `--budget.cpu` as it is without the flag.
 const BUDGET: &str = "--budget.cpu=10m";
+/// The flags of the agents that are measured, after none.
+const AGENTS: [&[&str]; 2] = [&[BUDGET], &[BUDGET, "--budget.strict"]];
 /// At most this share slower.
 const AIM: f64 = 0.01;
 /// Time for the agent to come to rest after its start.
@@ -46,8 +48,8 @@ enum Workload {
 struct Case {
     name: &'static str,
     workload: Workload,
-    /// Per second, without and with the agent, round by round.
-    rates: [Vec<f64>; 2],
+    /// Per second, without an agent and with each of [`AGENTS`], round by round.
+    rates: [Vec<f64>; 1 + AGENTS.len()],
 }
 
 /// Measures and reports.
@@ -62,7 +64,7 @@ pub fn run(options: &Options) -> Result<String> {
     let case = |name, job: Job, event| Case {
         name,
         workload: Workload::Loop(job, event),
-        rates: [Vec::new(), Vec::new()],
+        rates: Default::default(),
     };
     let mut cases = vec![
         case("TCP request/response", Job::Exchange, Event::Exchange),
@@ -74,31 +76,38 @@ pub fn run(options: &Options) -> Result<String> {
         Case {
             name: "disk, fio randrw 4 KiB, depth 4",
             workload: Workload::Fio(disk),
-            rates: [Vec::new(), Vec::new()],
+            rates: Default::default(),
         }
     } else {
         case("disk, 4 KiB O_DIRECT", Job::Disk { path: disk }, Event::Io)
     });
     for round in 0..options.rounds {
-        for with_agent in [round % 2 == 1, round % 2 == 0] {
-            let agent = with_agent.then(|| Agent::start(&[BUDGET]));
-            if with_agent {
+        for turn in 0..=AGENTS.len() {
+            // Each comes first in turn.
+            let which = (round + turn) % (1 + AGENTS.len());
+            let agent = which.checked_sub(1).map(|agent| Agent::start(AGENTS[agent]));
+            if agent.is_some() {
                 thread::sleep(REST);
             }
             for case in &mut cases {
                 let rate = measure(&case.workload, &network, agent.as_ref(), options.seconds)?;
-                case.rates[usize::from(with_agent)].push(rate);
+                case.rates[which].push(rate);
             }
             if let Some(agent) = agent {
                 agent.stop(libc::SIGTERM);
             }
         }
         let ratios = cases.iter().map(|case| {
-            let [without, with] = case.rates.each_ref().map(|rates| rates[round]);
-            format!("{} {:.4}", case.name, with / without)
+            let [without, with, strict] = case.rates.each_ref().map(|rates| rates[round]);
+            format!("{} {:.4}, {:.4}", case.name, with / without, strict / without)
         });
         let ratios: Vec<_> = ratios.collect();
-        say(&format!("round {} of {}, with / without: {}", round + 1, options.rounds, ratios.join(", ")));
+        say(&format!(
+            "round {} of {}, with / without, and strictly: {}",
+            round + 1,
+            options.rounds,
+            ratios.join(", ")
+        ));
     }
     Ok(report(&cases, &machine, options))
 }
@@ -173,8 +182,8 @@ fn report(cases: &[Case], machine: &str, options: &Options) -> String {
         "95% interval, %",
         "at most 1%",
     ]);
-    for case in cases {
-        let [without, with] = &case.rates;
+    for (case, agent) in cases.iter().flat_map(|case| (0..AGENTS.len()).map(move |agent| (case, agent))) {
+        let (without, with) = (&case.rates[0], &case.rates[1 + agent]);
         let slower: Vec<_> =
             without.iter().zip(with).map(|(without, with)| 100.0 * (1.0 - with / without)).collect();
         let (low, high) = median_interval(&slower);
@@ -185,7 +194,7 @@ fn report(cases: &[Case], machine: &str, options: &Options) -> String {
             (false, false) => "**no**",
         };
         table.row([
-            case.name.to_owned(),
+            format!("{}{}", case.name, if agent == 0 { "" } else { ", strict" }),
             format!("{:.0}", median(without)),
             format!("{:.0}", median(with)),
             format!("{:+.2}", median(&slower)),
@@ -196,7 +205,7 @@ fn report(cases: &[Case], machine: &str, options: &Options) -> String {
     }
     format!(
         "## Workloads with and without (`cargo xtask bench workload`)\n\n{machine}\n\
-         Throughput at the default budget ({BUDGET}) against none. One copy of the workload stays on each CPU, so that the \
+         Throughput at the default budget ({BUDGET}), and *strict* with --budget.strict besides, against none. One copy of the workload stays on each CPU, so that the \
          machine is full and what the agent takes is missing to them. {} rounds of {} s each way take turns, each after \
          as long again for the agent to find its periods; the agent is scraped once in each. *slower* is the median \
          over the rounds of one minus the ratio of neighbours, with its quartiles and the 95% bootstrap interval of the \
