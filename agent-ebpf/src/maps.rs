@@ -6,7 +6,7 @@ use core::hint::black_box;
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST},
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, SkStorage},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage},
     macros::btf_map,
 };
 use siskin_ebpf::{
@@ -28,6 +28,9 @@ pub static CONTROL: Array<Control, 1, { BPF_F_MMAPABLE as usize }> = Array::new(
 
 #[btf_map(name = "slots")]
 pub static SLOTS: PerCpuArray<Slots, 1> = PerCpuArray::new();
+
+#[btf_map(name = "alarm")]
+pub static ALARM: RingBuf<u64, 4096> = RingBuf::new();
 
 #[btf_map(name = "cgroup_bank")]
 pub static CGROUP_BANK: PerCpuArray<CgroupBank, 1> = PerCpuArray::new();

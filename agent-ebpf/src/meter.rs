@@ -1,18 +1,28 @@
 //! Counts and times the programs' runs, so that user space knows what Siskin costs without CAP_SYS_ADMIN.
 
-use aya_ebpf::helpers::bpf_ktime_get_ns;
-use siskin_ebpf::{Program, Slot};
+use aya_ebpf::{bindings::BPF_RB_FORCE_WAKEUP, helpers::bpf_ktime_get_ns};
+use siskin_ebpf::{Program, Rate, Slot};
 
-use crate::maps::SLOTS;
+use crate::{
+    atomic::get,
+    maps::{ALARM, CONTROL, SLOTS},
+};
 
-/// This program's slot on this CPU, with the run counted.
+/// This program's slot on this CPU, with the run counted. Rings the alarm when there were too many in this tick.
 #[inline(always)]
 pub fn begin(program: Program) -> Option<*mut Slot> {
     let slots = SLOTS.get_ptr_mut(0)?;
     // SAFETY: a map value; the index is a constant where this is inlined.
     let slot = unsafe { (&raw mut (*slots).of).cast::<Slot>().add(program as usize) };
-    // SAFETY: a map value that only this program writes, and it does not interrupt itself.
-    unsafe { (*slot).runs += 1 };
+    let control = CONTROL.get_ptr(0)?;
+    // SAFETY: map values; there is a rate for each probe; the slot is written by this program alone, which does not interrupt itself.
+    unsafe {
+        let rate = (&raw const (*control).rates).cast::<Rate>().add(program.probe() as usize);
+        if (*slot).run(get(&raw const (*rate).tick), get(&raw const (*rate).alarm_runs)) {
+            // When there is no room, the alarm has been rung and nobody came yet.
+            let _ = ALARM.output((*slot).tick, BPF_RB_FORCE_WAKEUP.into());
+        }
+    }
     Some(slot)
 }
 

@@ -71,6 +71,8 @@ fn rate(probe: Probe) -> Option<Rate> {
             duty_log2: get(&raw const (*rate).duty_log2),
             tick: get(&raw const (*rate).tick),
             allowance: get(&raw const (*rate).allowance),
+            // The meter's business.
+            alarm_runs: 0,
         })
     }
 }

@@ -1,10 +1,16 @@
 //! The agent's life: load, attach, serve, let go.
 
-use std::{io, os::fd::AsFd as _, path::PathBuf, sync::Arc};
+use std::{
+    io,
+    os::fd::{AsFd as _, OwnedFd},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use anyhow::{Context as _, anyhow, bail};
 use siskin_ebpf::{PROBES, Probe, Rate, Slots, map};
 use tokio::{
+    io::{Interest, unix::AsyncFd},
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
     sync::watch,
@@ -32,7 +38,7 @@ use crate::{
         sys,
     },
     probes,
-    ticks::{blocking, keep_attached, tick},
+    ticks::{blocking, keep_attached, tick, tick_early},
     workload::{Workloads, notes::Notes},
 };
 
@@ -63,16 +69,11 @@ async fn serve(flags: &Run) -> anyhow::Result<()> {
     let listener = listen(flags).await?;
     let address = listener.local_addr()?;
 
-    // Kept alive: the kernel keeps statistics as long as the descriptor is open.
-    let _statistics = if flags.program_stats {
-        Some(
-            sys::enable_stats()
-                .context("cannot turn on program statistics: this needs CAP_SYS_ADMIN and a 5.8 kernel")?,
-        )
-    } else {
-        None
-    };
-    let (state, attachments) = start(flags)?;
+    let (mut state, attachments, _statistics) = start(flags)?;
+    let alarm = state.kernel.take_alarm()?;
+    // SAFETY: the ring owns its descriptor, which stays open and the same until the registration takes it along.
+    let alarm = unsafe { AsyncFd::register_with_interest(alarm, Interest::READABLE) }
+        .context("cannot wait for the programs' alarm")?;
     let control = Arc::clone(&state.kernel.control);
     give_back_memory();
     let site = Site {
@@ -84,6 +85,7 @@ async fn serve(flags: &Run) -> anyhow::Result<()> {
 
     let (tell, settings) = watch::channel(site.collector.settings());
     let mut tasks = JoinSet::new();
+    tasks.spawn(tick_early(Arc::clone(&site), alarm, tell.clone()));
     tasks.spawn(tick(Arc::clone(&site), tell));
     for attachment in attachments {
         tasks.spawn(keep_attached(Arc::clone(&site), Arc::clone(&control), attachment, settings.clone()));
@@ -132,7 +134,7 @@ pub fn load(enabled: &[Probe], sizes: &Sizes, paths: &Paths) -> anyhow::Result<K
 }
 
 /// Loads the programs, attaches them and gives up what privileges are not needed any more.
-fn start(flags: &Run) -> anyhow::Result<(State, Vec<Attachment>)> {
+fn start(flags: &Run) -> anyhow::Result<(State, Vec<Attachment>, Option<OwnedFd>)> {
     let peers = flags.peers.peers().map_err(anyhow::Error::msg)?;
     let limits = flags.sizes.limits();
     let enabled = flags.collectors.enabled();
@@ -141,6 +143,16 @@ fn start(flags: &Run) -> anyhow::Result<(State, Vec<Attachment>)> {
     let run_ns = match kernel.runs(Probe::Udp) {
         true => calibration.end().context("cannot calibrate the meter")?,
         false => None,
+    };
+    // After the meter was calibrated: keeping statistics costs more than a run that is passed over, and is not what Siskin costs. Kept
+    // alive: the kernel keeps them as long as the descriptor is open.
+    let statistics = if flags.program_stats {
+        Some(
+            sys::enable_stats()
+                .context("cannot turn on program statistics: this needs CAP_SYS_ADMIN and a 5.8 kernel")?,
+        )
+    } else {
+        None
     };
     #[cfg(feature = "ebpf-log")]
     kernel.log_programs().context("cannot read the programs' messages")?;
@@ -188,6 +200,7 @@ fn start(flags: &Run) -> anyhow::Result<(State, Vec<Attachment>)> {
         (None, None) => Some(flags.cpu),
     };
     let mut budget = Budget::new(meter, cores, flags.cpu_strict, &running, cpus);
+    budget.begin(&kernel.control);
     if let Some(period) = flags.sampling_period {
         let rate = Rate { period_log2: period.ilog2().into(), ..Rate::default() };
         for probe in [Probe::Disk, Probe::Udp] {
@@ -198,7 +211,7 @@ fn start(flags: &Run) -> anyhow::Result<(State, Vec<Attachment>)> {
     let wanted = Wanted { plans, memory_limit_bytes: flags.sizes.memory, enabled, bound };
     let attachments = kernel.take_attachments();
     budget.stay_attached(attachments.iter().filter(|of| of.stays()).map(|of| of.probe).collect());
-    Ok((State::new(kernel, readers, workloads, flows, budget, wanted), attachments))
+    Ok((State::new(kernel, readers, workloads, flows, budget, wanted), attachments, statistics))
 }
 
 /// Logs what is lacking, and what stands in for it.

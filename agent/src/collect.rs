@@ -124,7 +124,9 @@ impl Collector {
         state.read(|_| true);
         let State { budget, readers, .. } = &mut *state;
         match budget.read() {
-            Ok(slots) => readers.iter_mut().for_each(|reader| reader.draws(slots)),
+            Ok(()) => readers.iter_mut().for_each(|reader| {
+                reader.draws(budget.slots(), &budget.watch(reader.probe(), false));
+            }),
             Err(error) => tracing::warn!("cannot read what the programs cost: {error}"),
         }
         // Not beside the new one: with many series each takes megabytes.
@@ -160,8 +162,8 @@ impl Collector {
         }
     }
 
-    /// Ends a tick of the budget. Returns how each probe is to be attached in the next.
-    pub fn tick(&self) -> Vec<Setting> {
+    /// Ends a tick of the budget, `early` when an alarm does. Returns how each probe is to be attached in the next.
+    pub fn tick(&self, early: bool) -> Vec<Setting> {
         let mut state = self.lock();
         let State { budget, kernel, readers, .. } = &mut *state;
         if let Err(error) = budget.read() {
@@ -170,14 +172,13 @@ impl Collector {
         }
         for reader in readers.iter_mut() {
             let probe = reader.probe();
-            let shed = budget.drew(probe) || kernel.control.rate(probe).duty_log2 > 0;
-            if (shed || probe == Probe::Tcp && kernel.control.tcp_shed())
-                && let Err(error) = reader.tick(budget.slots(), &kernel.control)
+            if (budget.sheds(probe) || probe == Probe::Tcp && kernel.control.tcp_shed())
+                && let Err(error) = reader.tick(budget.slots(), &budget.watch(probe, true), &kernel.control)
             {
                 tracing::warn!("cannot read probe {}: {error}", probe.name());
             }
         }
-        if let Some(line) = budget.tick(&kernel.control) {
+        if let Some(line) = budget.tick(&kernel.control, early) {
             tracing::info!("{line}");
         }
         budget.settings()
@@ -188,9 +189,9 @@ impl Collector {
         self.lock().budget.settings()
     }
 
-    /// A probe was attached or detached, which took so many seconds of CPU.
-    pub fn attached(&self, probe: Probe, attached: bool, at: Instant, cpu_seconds: f64) {
-        self.lock().budget.attached(probe, attached, at, cpu_seconds);
+    /// A probe was attached for 1 in 2^`duty_log2` of the time, or detached with `None`, which took so many seconds of CPU.
+    pub fn attached(&self, probe: Probe, duty_log2: Option<u64>, at: Instant, cpu_seconds: f64) {
+        self.lock().budget.attached(probe, duty_log2, at, cpu_seconds);
     }
 
     /// Changes the CPU budget.

@@ -115,54 +115,190 @@ impl<const N: usize> Variances<N> {
     }
 }
 
+/// How a probe is being watched that is attached for a share of the time.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Watch {
+    /// It is attached for 1 in 2^this of the time; 0 is all of it.
+    pub duty_log2: u64,
+    /// Whether it is attached now.
+    pub is_open: bool,
+    /// Windows that ended so far.
+    pub windows: u64,
+    /// Seconds since the last one ended.
+    pub age_seconds: f64,
+    /// Seconds that one stands for.
+    pub cycle_seconds: f64,
+    /// Seconds of the tick that ends now; `None` in the middle of one.
+    pub tick_seconds: Option<f64>,
+}
+
 /// Variances of N totals of a probe that is attached for a share of the time.
 ///
-/// One window in D is watched, at a random place. A window's total x, standing for D windows, is an estimate X = D x of the
-/// tick's total; when nothing is known of the other windows its variance is estimated by (D²-D) x² = (1-1/D) X², as if
+/// One window in D is watched, at a random place. A window's total x, standing for D windows, is an estimate X = D x of its
+/// cycle's total; when nothing is known of the other windows its variance is estimated by (D²-D) x² = (1-1/D) X², as if
 /// each window were drawn alone. That is the worst case, and right for a load that comes in bursts.
+///
+/// What came since the last window is not in the total yet: the error is wider by as much as came in so long a time before. So it is right
+/// at every moment, also in a second without a window.
 #[derive(Clone, Copy, Debug)]
 pub struct Clusters<const N: usize> {
     last: [u64; N],
-    variances: [f64; N],
+    duty_log2: u64,
+    windows: u64,
+    /// Of windows that are over.
+    closed: [f64; N],
+    /// Of one that is not, and of what came since the last.
+    open: [f64; N],
+    per_second: [f64; N],
 }
 
 impl<const N: usize> Default for Clusters<N> {
     fn default() -> Self {
-        Self { last: [0; N], variances: [0.0; N] }
+        Self {
+            last: [0; N],
+            duty_log2: 0,
+            windows: 0,
+            closed: [0.0; N],
+            open: [0.0; N],
+            per_second: [0.0; N],
+        }
     }
 }
 
 impl<const N: usize> Clusters<N> {
-    /// Ends a tick, with the totals as they stand and the share 1/D that was watched.
-    pub fn tick(&mut self, totals: [u64; N], duty_log2: u64) {
-        let share = (-(duty_log2 as f64)).exp2();
-        for ((last, variance), total) in self.last.iter_mut().zip(&mut self.variances).zip(totals) {
-            let estimate = total.wrapping_sub(*last) as f64;
-            *last = total;
-            *variance += (1.0 - share) * estimate * estimate;
+    /// Takes the totals as they stand.
+    pub fn read(&mut self, totals: [u64; N], watch: &Watch) {
+        if let Some(seconds) = watch.tick_seconds {
+            self.tick(totals, watch, seconds);
+        }
+        self.open = [0.0; N];
+        if watch.duty_log2 == 0 {
+            return;
+        }
+        let added = self.added(totals);
+        let age_seconds = watch.age_seconds.min(MOST_CYCLES * watch.cycle_seconds);
+        for ((open, added), per_second) in self.open.iter_mut().zip(added).zip(self.per_second) {
+            let missing = per_second * age_seconds;
+            *open = between_windows(watch.duty_log2) * added * added + missing * missing;
+        }
+    }
+
+    /// Ends a tick of so many seconds.
+    fn tick(&mut self, totals: [u64; N], watch: &Watch, seconds: f64) {
+        let added = self.added(totals);
+        // The share of the time may have ended with its last window.
+        let duty_log2 = self.duty_log2.max(watch.duty_log2);
+        let is_over = watch.windows != self.windows && !(watch.is_open && watch.duty_log2 > 0);
+        if is_over && duty_log2 > 0 {
+            for (closed, added) in self.closed.iter_mut().zip(added) {
+                *closed += between_windows(duty_log2) * added * added;
+            }
+        }
+        if is_over || watch.duty_log2 == 0 {
+            let time = if watch.duty_log2 == 0 { seconds } else { watch.cycle_seconds };
+            self.per_second = added.map(|added| added / time.max(1e-3));
+            (self.last, self.windows, self.duty_log2) = (totals, watch.windows, watch.duty_log2);
         }
     }
 
     /// The variance of the n-th total so far.
     pub fn variance(&self, n: usize) -> f64 {
-        self.variances[n]
+        self.closed[n] + self.open[n]
     }
+
+    fn added(&self, totals: [u64; N]) -> [f64; N] {
+        std::array::from_fn(|n| totals[n].wrapping_sub(self.last[n]) as f64)
+    }
+}
+
+/// For so many cycles without a window the load is taken to be what it was; later ones come after an agent that could not run.
+const MOST_CYCLES: f64 = 2.0;
+
+/// The share of an estimate's square that is its variance, from a window in 2^`duty_log2`.
+fn between_windows(duty_log2: u64) -> f64 {
+    1.0 - (-(duty_log2 as f64)).exp2()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// At the end of a tick of half a second.
+    const fn tick(duty_log2: u64, is_open: bool, windows: u64, age_seconds: f64) -> Watch {
+        Watch { duty_log2, is_open, windows, age_seconds, cycle_seconds: 1.0, tick_seconds: Some(0.5) }
+    }
+
+    /// In the middle of one.
+    const fn scrape(duty_log2: u64, is_open: bool, windows: u64, age_seconds: f64) -> Watch {
+        Watch { tick_seconds: None, ..tick(duty_log2, is_open, windows, age_seconds) }
+    }
+
     #[test]
     fn watching_half_of_the_time_errs_as_half_the_windows_do() {
         // Windows of 10 events, each watched or not by the toss of a coin: an estimate of 20 or 0, variance 100.
         let mut clusters = Clusters::default();
-        for tick in 1..=1000 {
-            clusters.tick([20 * (tick / 2)], 1);
+        for number in 1..=1000 {
+            clusters.read([20 * (number / 2)], &tick(1, false, number / 2, 0.0));
         }
         assert_eq!(clusters.variance(0), 500.0 * 200.0);
-        clusters.tick([20 * 500 + 7], 0);
+        clusters.read([20 * 500 + 7], &tick(0, true, 500, 9.0));
         assert_eq!(clusters.variance(0), 500.0 * 200.0, "all of the time is no cluster");
+    }
+
+    #[test]
+    fn a_window_that_a_tick_or_a_scrape_falls_into_is_one_window() {
+        let mut clusters = Clusters::default();
+        clusters.read([400], &tick(2, true, 0, 0.0));
+        assert_eq!(clusters.variance(0), 0.75 * 160_000.0);
+        clusters.read([1000], &scrape(2, false, 1, 0.0));
+        assert_eq!(clusters.variance(0), 0.75 * 1e6);
+        clusters.read([1000], &tick(2, false, 1, 0.0));
+        assert_eq!(clusters.variance(0), 0.75 * 1e6);
+    }
+
+    #[test]
+    fn what_came_since_the_last_window_is_in_the_error() {
+        let mut clusters = Clusters::default();
+        // 500 in half a second of being attached all the time; then nothing is seen for a second.
+        clusters.read([500], &tick(0, true, 0, 0.0));
+        assert_eq!(clusters.variance(0), 0.0);
+        for age_seconds in [0.5, 1.0, 9.0] {
+            clusters.read([500], &tick(3, false, 0, age_seconds));
+            let missing = 1000.0 * age_seconds.min(2.0);
+            assert_eq!(clusters.variance(0), missing * missing);
+        }
+        // A window that saw nothing: there is no load any more.
+        clusters.read([500], &tick(3, false, 1, 0.4));
+        assert_eq!(clusters.variance(0), 0.0);
+    }
+
+    #[test]
+    fn an_error_covers_the_truth_in_the_middle_of_cycles_too() {
+        // A steady load of 1000 in a cycle of a second; each has one window of an eighth at a random place, looked at by ticks of half a second
+        // and at random moments.
+        let mut random = fastrand::Rng::with_seed(1);
+        let (mut clusters, mut total, mut windows, mut ended) = (Clusters::default(), 0, 0, 0.0);
+        clusters.read([500], &tick(0, true, 0, 0.0));
+        let (mut inside, mut looks) = (0, 0);
+        for cycle in 0..2000 {
+            let end = f64::from(cycle) + (f64::from(random.u32(0..8)) + 1.0) / 8.0;
+            for half in 0..2 {
+                let end_of_tick = f64::from(cycle) + f64::from(half + 1) / 2.0;
+                let moment = end_of_tick - 0.5 * random.f64();
+                for (at, watch) in [(moment, scrape as fn(_, _, _, _) -> _), (end_of_tick, tick)] {
+                    if end <= at && ended < end {
+                        (total, windows, ended) = (total + 1000, windows + 1, end);
+                    }
+                    clusters.read([500 + total], &watch(3, false, windows, at - ended));
+                    if at == moment {
+                        let off = at * 1000.0 - total as f64;
+                        looks += 1;
+                        inside += i32::from(off.abs() <= 1.96 * clusters.variance(0).sqrt());
+                    }
+                }
+            }
+        }
+        assert!(f64::from(inside) >= 0.95 * f64::from(looks), "{inside} of {looks}");
     }
 
     #[test]

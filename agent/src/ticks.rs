@@ -7,8 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use aya::maps::{MapData, RingBuf};
 use siskin_ebpf::Probe;
 use tokio::{
+    io::unix::AsyncFd,
     select,
     sync::watch,
     time::{self, MissedTickBehavior, interval_at, sleep_until},
@@ -34,9 +36,25 @@ pub async fn tick(site: Arc<Site>, settings: watch::Sender<Vec<Setting>>) {
         ticks.tick().await;
         let next = blocking(&site, |collector| {
             collector.relieve();
-            collector.tick()
+            collector.tick(false)
         });
         if let Some(next) = next.await {
+            settings.send_replace(next);
+        }
+    }
+}
+
+/// Ends a tick early when programs ran so often that what was planned for all of it is spent: a load that rises is met when it has cost as
+/// much, and not at the end of the tick.
+pub async fn tick_early(
+    site: Arc<Site>,
+    mut alarm: AsyncFd<RingBuf<MapData>>,
+    settings: watch::Sender<Vec<Setting>>,
+) {
+    while let Ok(mut rung) = alarm.readable_mut().await {
+        while rung.get_inner_mut().next().is_some() {}
+        rung.clear_ready();
+        if let Some(next) = blocking(&site, |collector| collector.tick(true)).await {
             settings.send_replace(next);
         }
     }
@@ -178,7 +196,7 @@ fn switch_now(
         attachment.detach();
     }
     let at = Instant::now();
-    site.collector.attached(probe, duty_log2.is_some(), at, thread_seconds() - cpu_seconds);
+    site.collector.attached(probe, duty_log2, at, thread_seconds() - cpu_seconds);
     at
 }
 

@@ -58,6 +58,7 @@ fn every_map_of_the_object_is_planned_with_its_true_sizes() {
             5 => Kind::PerCpuHash,
             6 => Kind::PerCpuArray,
             24 => Kind::SocketStorage,
+            27 => Kind::Ring,
             other => panic!("{} is of kind {other}", plan.name),
         };
         assert_eq!(kind, plan.kind, "{}", plan.name);

@@ -137,14 +137,14 @@ fn periodic_arrivals_do_not_alias() {
 #[test]
 fn an_allowance_bounds_a_burst_and_adds_no_bias() {
     let allowance = 500;
-    let rate = move |n: u64| Rate { period_log2: 2, duty_log2: 0, tick: n / 50_000, allowance };
+    let rate = move |n: u64| Rate { period_log2: 2, tick: n / 50_000, allowance, ..Rate::default() };
     assert_holds("count, with an allowance", &run(17, 150_000, |_, _| 1, rate));
 
     let mut sampler = Sampler::default();
     for burst_log2 in [14u64, 18, 22] {
         let before = sampler.taken;
         for _ in 0..1u64 << burst_log2 {
-            sampler.take(&Rate { period_log2: 2, duty_log2: 0, tick: burst_log2, allowance }, || 99);
+            sampler.take(&Rate { period_log2: 2, tick: burst_log2, allowance, ..Rate::default() }, || 99);
         }
         let (taken, doublings) = (sampler.taken - before, burst_log2 - 2);
         assert!(taken <= allowance * doublings, "{taken} taken of a burst of 2^{burst_log2}");

@@ -121,11 +121,11 @@ pub fn report(runs: &[Run], steps: &[Step], machine: &str, options: &Options) ->
          millicores of single seconds, counted from the second after each step; the first second of each step stands apart. \
          *meter* is what the agent says of itself (`siskin_cpu_seconds_total`); *outside* is the kernel's clock of its process \
          and the kernel's statistics of its programs, which leave out the tracepoints' dispatch and cost every run two readings of a \
-         clock more, of which about one is inside of the figure.\n\n![Cost against budget](budget.svg)\n\n{costs}\n{verdicts}\n\
+         clock more, of which about one is inside of the figure. The meter was calibrated before these statistics were turned on.\n\n![Cost against budget](budget.svg)\n\n{costs}\n{verdicts}\n\
          Truths within 1.96 standard errors of the estimate (95% are expected; an estimate that took \
          everything has no error and must be equal). While the load runs, the truth is allowed to be off by what the load \
          made during the scrape. A probe that is attached for a share of the time has one window in a second or two: many a single \
-         second holds none, its estimate is 0, and the next one's is for both. Ask over ten seconds and more.\n\n{truths}",
+         second holds none; its estimate is 0, and its error as large as what came. For narrow errors ask over ten seconds and more.\n\n{truths}",
         options.seconds,
         steps.iter().map(|step| step.label).collect::<Vec<_>>().join(", "),
         if options.lax {

@@ -34,7 +34,8 @@ const PROGRAMS: [&str; 14] = [
 const AT_START: [&str; 3] = ["tcp_listen", "tcp_adopt", "tcp_listeners"];
 
 /// The maps, as `bpftool map` shows them.
-const MAPS: [&str; 27] = [
+const MAPS: [&str; 28] = [
+    "alarm",
     // The read-only globals.
     ".rodata",
     "control",

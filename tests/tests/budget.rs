@@ -70,6 +70,25 @@ fn without_a_budget_probes_stay_detached_and_the_agent_serves() {
 }
 
 #[test]
+fn a_load_that_rises_within_a_tick_is_met_before_the_tick_is_over() {
+    let agent = Agent::start(&["--budget.cpu=5m", "--log.level=debug"]);
+    let shed = "udp at ";
+    let begin = Instant::now();
+    while !agent.log().contains(shed) && begin.elapsed() < Duration::from_secs(10) {
+        flood(Duration::from_millis(100));
+    }
+    let log = agent.log();
+    let lines: Vec<_> = log.lines().collect();
+    let first = lines.iter().position(|line| line.contains(shed));
+    let first = first.unwrap_or_else(|| panic!("the flood is not shed:\n{log}"));
+    let tick = lines[..first].iter().rev().find(|line| line.contains("tick of "));
+    assert!(
+        tick.is_some_and(|line| line.contains("ended by an alarm")),
+        "no alarm before it was shed:\n{log}"
+    );
+}
+
+#[test]
 fn a_budget_can_be_changed_by_a_file_and_sighup() {
     let file = std::env::temp_dir().join(format!("siskin-budget-{}", std::process::id()));
     fs::write(&file, "50m\n").expect("a file");

@@ -1,7 +1,7 @@
 //! What the programs note about themselves against what the kernel notes about them.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     net::{TcpListener, TcpStream},
     process::Command,
     time::{Duration, Instant},
@@ -34,37 +34,42 @@ fn seconds(metrics: &Metrics) -> BTreeMap<String, (f64, f64)> {
     both(metrics, "siskin_program_run_seconds_total", "siskin_kernel_statistics_run_seconds_total")
 }
 
-/// Scrapes until each program had as many runs by itself as by the kernel in one scrape. A program that others make run all
-/// the time runs between the two readings of every scrape: the number of its own must then lie between those of the kernel
-/// just before and just after.
-fn settled(agent: &Agent) -> Metrics {
+/// Two scrapes in a row: all programs that came to rest had none of their runs between the two.
+struct Settled {
+    last: Metrics,
+    now: Metrics,
+}
+
+/// Scrapes until no program ran between two scrapes, or for as long as others make some run all the time.
+fn settled(agent: &Agent) -> Settled {
+    let begin = Instant::now();
     let mut last = agent.scrape();
-    let mut open = runs(&last);
-    let (mut between, begin) = (BTreeSet::new(), Instant::now());
     loop {
         let now = agent.scrape();
-        let (before, after) = (runs(&last), runs(&now));
-        open.retain(|program, _| after[program].0 != after[program].1);
-        for program in open.keys() {
-            let (own, kernel) = after[program];
-            if (before[program].1..=kernel).contains(&own) {
-                between.insert(program.clone());
-            }
+        let (runs_before, runs_now) = (runs(&last), runs(&now));
+        if runs_before == runs_now || begin.elapsed() > Duration::from_millis(1500) {
+            return Settled { last, now };
         }
         last = now;
-        if open.is_empty() {
-            return last;
-        }
-        if begin.elapsed() > Duration::from_millis(1500) {
-            break;
-        }
     }
-    for program in open.keys() {
-        let (own, kernel) = runs(&last)[program];
-        println!("{program} never rests: {own} runs by itself, {kernel} by the kernel");
-        assert!(between.contains(program), "{program}: {own} runs by itself, {kernel} by the kernel");
+}
+
+/// Checks that each program counted as many runs as the kernel did. A scrape reads the programs' own counts just before the kernel's, so the
+/// number of a program that never rests lies between those of the kernel in the scrape before and in its own.
+fn assert_same_runs(before: &Settled, after: &Settled) {
+    let (first, second) = (runs(&before.last), runs(&before.now));
+    let (third, fourth) = (runs(&after.last), runs(&after.now));
+    for (program, (own, kernel)) in &fourth {
+        let ran = own - second[program].0;
+        let (least, most) = (third[program].1 - second[program].1, kernel - first[program].1);
+        if least < most {
+            println!("{program} never rests: {ran} runs by itself, {least} to {most} by the kernel");
+        }
+        assert!(
+            (least..=most).contains(&ran),
+            "{program}: {ran} runs by itself, {least} to {most} by the kernel"
+        );
     }
-    last
 }
 
 #[test]
@@ -99,13 +104,14 @@ fn every_program_counts_the_runs_that_the_kernel_counts_and_about_the_time() {
     }
     (0..500).for_each(|number| device.write(number % 64 * 4096, 4096).expect("a write"));
     let after = settled(&agent);
+    assert_same_runs(&before, &after);
 
-    let (runs_before, seconds_before) = (runs(&before), seconds(&before));
-    let ran: BTreeMap<_, _> = seconds(&after)
+    let (runs_before, seconds_before) = (runs(&before.now), seconds(&before.now));
+    let ran: BTreeMap<_, _> = seconds(&after.now)
         .into_iter()
         .map(|(program, (own, kernel))| {
             let (own_before, kernel_before) = seconds_before[&program];
-            let count = runs(&after)[&program].0 - runs_before[&program].0;
+            let count = runs(&after.now)[&program].0 - runs_before[&program].0;
             (program, (count, own - own_before, kernel - kernel_before))
         })
         .collect();
@@ -148,8 +154,9 @@ fn runs_of_sampled_programs_are_all_counted_also_those_that_are_passed_over() {
         pass(&client, &server, [100; 3000]);
     });
     let after = settled(&agent);
+    assert_same_runs(&before, &after);
     for program in ["udp_send", "udp_receive"] {
-        let count = runs(&after)[program].0 - runs(&before)[program].0;
+        let count = runs(&after.now)[program].0 - runs(&before.now)[program].0;
         assert!(count >= 3000.0, "{program}: {count} runs");
     }
 }

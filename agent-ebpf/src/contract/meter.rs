@@ -1,6 +1,6 @@
 //! What the programs note about themselves: how often they ran, how long, and the state of their sampling.
 
-use super::{Sampler, words::made_of_words};
+use super::{Probe, Sampler, words::made_of_words};
 
 made_of_words!(Slots);
 
@@ -52,6 +52,17 @@ impl Program {
         Self::UdpReceive,
     ];
 
+    /// The probe that it belongs to.
+    pub const fn probe(self) -> Probe {
+        match self {
+            Self::CgroupMkdir | Self::CgroupRelease => Probe::Cgroup,
+            Self::ProcessExec | Self::ProcessFork | Self::ProcessExit => Probe::Process,
+            Self::TcpState | Self::TcpResetSent | Self::TcpResetReceived => Probe::Tcp,
+            Self::DiskComplete => Probe::Disk,
+            Self::UdpSend | Self::UdpReceive => Probe::Udp,
+        }
+    }
+
     /// The program's name in the kernel.
     pub const fn name(self) -> &'static str {
         use super::program;
@@ -71,12 +82,29 @@ impl Program {
     }
 }
 
+impl Slot {
+    /// Counts a run; says whether it is the one that rings the alarm: so many within a tick cost more than was planned for all of it.
+    #[inline(always)]
+    pub fn run(&mut self, tick: u64, alarm_runs: u64) -> bool {
+        if self.tick != tick {
+            self.tick = tick;
+            self.runs_before = self.runs;
+        }
+        self.runs += 1;
+        self.runs - self.runs_before == alarm_runs
+    }
+}
+
 /// One program on one CPU. Only that program writes it, and a program does not interrupt itself.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Slot {
     /// Times it ran.
     pub runs: u64,
+    /// The tick in which it ran last.
+    pub tick: u64,
+    /// Times it had run before that tick.
+    pub runs_before: u64,
     /// Runs that went all the way: for a sampled program those whose event was taken, else all.
     pub full_runs: u64,
     /// Nanoseconds that full runs took, from the first clock reading to the last.
@@ -91,4 +119,21 @@ pub struct Slot {
 pub struct Slots {
     /// By [`Program`].
     pub of: [Slot; PROGRAMS],
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_alarm_is_rung_once_a_tick_and_only_by_too_many_runs() {
+        let mut slot = Slot::default();
+        let mut rung = |tick, runs| (0..runs).filter(|_| slot.run(tick, 10)).count();
+        assert_eq!(rung(1, 9), 0);
+        assert_eq!(rung(2, 9), 0);
+        assert_eq!(rung(2, 100), 1);
+        assert_eq!(rung(3, 10), 1);
+        assert_eq!((0..100).filter(|_| slot.run(4, 0)).count(), 0, "no limit");
+        assert_eq!(slot.runs, 9 + 9 + 100 + 10 + 100);
+    }
 }

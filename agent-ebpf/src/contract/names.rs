@@ -7,6 +7,8 @@ pub mod map {
     pub const CONTROL: &str = "control";
     /// What the programs note about themselves, per CPU.
     pub const SLOTS: &str = "slots";
+    /// Wakes user space when programs ran more often within a tick than was planned for. Carries no measurement.
+    pub const ALARM: &str = "alarm";
     /// Losses of the cgroup probe, per CPU.
     pub const CGROUP_BANK: &str = "cgroup_bank";
     /// Cgroups that came or went since user space last looked.

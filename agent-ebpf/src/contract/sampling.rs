@@ -22,6 +22,8 @@ pub struct Rate {
     pub tick: u64,
     /// Events that one CPU takes per tick before it doubles its own period; 0 is no limit.
     pub allowance: u64,
+    /// Runs of a program on one CPU within a tick at which it rings the alarm; 0 is never.
+    pub alarm_runs: u64,
 }
 
 /// One program's sampling state on one CPU. Only that program writes it, and a program does not interrupt itself.

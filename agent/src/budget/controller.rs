@@ -29,6 +29,8 @@ pub const LEAST_HOT: f64 = 0.1;
 pub const LEAST_SAVING: f64 = 1e-3;
 /// Share of the budget that a plan with one step less shedding must stay below.
 pub const RECOVER: f64 = 0.65;
+/// What taking events in a window may cost beside passing them over.
+pub const FINE: f64 = 0.125;
 /// Ticks in a row in which it must: three seconds.
 pub const CALM_TICKS: u32 = 6;
 /// Windows that a second may see: they are drawn, and a late one of a cycle may come just before an early one of the next.
@@ -120,15 +122,7 @@ impl Controller {
         if self.budget_cores <= 0.0 {
             return false;
         }
-        let before = self.settings.clone();
-        let target = (self.budget_cores * TARGET).max(cost.fixed_cores + self.budget_cores * LEAST_HOT);
-        while self.plan(cost, &self.settings) > target {
-            if !self.shed(cost) {
-                break;
-            }
-        }
-        if self.settings != before {
-            self.calm = 0;
+        if self.relieve(cost) {
             return true;
         }
         match self.recovery(cost) {
@@ -143,6 +137,43 @@ impl Controller {
             None => {
                 self.calm = 0;
                 false
+            }
+        }
+    }
+
+    /// Sheds as much as it takes, and no more: what a tick that an alarm ended early tells is not enough to recover by. Returns whether anything
+    /// changed.
+    pub fn relieve(&mut self, cost: &Cost) -> bool {
+        if self.budget_cores <= 0.0 {
+            return false;
+        }
+        let before = self.settings.clone();
+        let target = (self.budget_cores * TARGET).max(cost.fixed_cores + self.budget_cores * LEAST_HOT);
+        while self.plan(cost, &self.settings) > target {
+            if !self.shed(cost) {
+                break;
+            }
+        }
+        self.refine(cost);
+        let changed = self.settings != before;
+        if changed {
+            self.calm = 0;
+        }
+        changed
+    }
+
+    /// Has windows take more of what passes through them where that costs little beside passing it over: the period that was doubled before there
+    /// were windows saves nothing any more.
+    fn refine(&mut self, cost: &Cost) {
+        for index in 0..self.settings.len() {
+            let setting = self.settings[index];
+            let Some(load) = load_of(cost, setting.probe).filter(|_| setting.duty_log2 > 0) else { continue };
+            for period_log2 in (0..setting.period_log2).rev() {
+                let taken = load.events * (-(period_log2 as f64)).exp2() * load.event_seconds;
+                if taken > load.runs * cost.run_seconds * FINE {
+                    break;
+                }
+                self.settings[index].period_log2 = period_log2;
             }
         }
     }
@@ -350,6 +381,28 @@ mod tests {
         assert!(*cores <= 0.005, "{cores}");
         assert!(settings[1].duty_log2 >= 5, "{settings:?}");
         assert_eq!(settings[0].duty_log2, 0, "the probe without load keeps watching: {settings:?}");
+    }
+
+    #[test]
+    fn windows_take_as_many_events_as_cost_little() {
+        let mut controller = Controller::new(0.005, &PROBES);
+        let run = simulate(&mut controller, 20, |_| cost(0.0, 3e6));
+        let (_, settings) = &run[19];
+        // Taking one costs five times as much as passing it over.
+        let dear = 1.0 / (FINE / 5.0);
+        let period = (settings[1].period_log2 as f64).exp2();
+        assert!((dear..4.0 * dear).contains(&period), "1 in {period}: {settings:?}");
+    }
+
+    #[test]
+    fn an_early_end_of_a_tick_sheds_and_never_recovers() {
+        let mut controller = Controller::new(0.01, &PROBES);
+        assert!(controller.relieve(&cost(0.0, 1e6)));
+        let shed = controller.settings().to_vec();
+        for _ in 0..10 * CALM_TICKS {
+            assert!(!controller.relieve(&cost(0.0, 10.0)));
+        }
+        assert_eq!(controller.settings(), shed);
     }
 
     #[test]

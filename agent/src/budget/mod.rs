@@ -5,6 +5,7 @@ use std::{collections::HashMap, io, time::Instant};
 use siskin_ebpf::{Probe, Program, Rate, Slots, Words as _};
 
 use crate::{
+    estimate::Watch,
     kernel::control::Control,
     metrics::{self, Exposition, NANOS},
 };
@@ -13,20 +14,13 @@ pub mod calibration;
 pub mod controller;
 pub mod cores;
 pub mod meter;
+pub mod rates;
 pub mod windows;
 
-use controller::{Controller, Cost, Load, Setting, TARGET};
+use controller::{Controller, Cost, Load, Setting};
 use meter::{FULL_RUN_NS, Meter, process_seconds};
-use windows::TICK;
-
-/// Every probe's programs.
-const PROGRAMS: [(Probe, &[Program]); 5] = [
-    (Probe::Cgroup, &[Program::CgroupMkdir, Program::CgroupRelease]),
-    (Probe::Process, &[Program::ProcessExec, Program::ProcessFork, Program::ProcessExit]),
-    (Probe::Tcp, &[Program::TcpState, Program::TcpResetSent, Program::TcpResetReceived]),
-    (Probe::Disk, &[Program::DiskComplete]),
-    (Probe::Udp, &[Program::UdpSend, Program::UdpReceive]),
-];
+use rates::FULL_RUN_SECONDS;
+use windows::cycle;
 
 /// Probes whose events are sampled in any case; those of others only when the budget is strict.
 const HOT: [Probe; 2] = [Probe::Disk, Probe::Udp];
@@ -35,17 +29,21 @@ const HOT: [Probe; 2] = [Probe::Disk, Probe::Udp];
 const EXACT_WORTH: f64 = 100.0;
 /// What attaching and detaching a program is taken to cost before it was measured, in seconds of CPU.
 const SWITCH_SECONDS: f64 = 250e-6;
-/// What a full run is taken to cost before one was measured.
-const FULL_RUN_SECONDS: f64 = 500e-9;
 /// How much of the process's highest cost in a second is still planned for a tick later: scrapes come every few seconds, and what
 /// one costs is not free in between.
 const PROCESS_MEMORY: f64 = 0.975;
 /// Ticks that make the second over which the process's cost is taken.
 const SECOND: usize = 2;
-/// A CPU may always take this many events of a program per tick before it doubles its period.
-const LEAST_ALLOWANCE: f64 = 32.0;
-/// What is left of the budget is enough for so many programs on every CPU that spend all of it within a tick: they rarely all do.
-const SPENDERS: f64 = 2.0;
+/// The windows that a probe had.
+#[derive(Clone, Copy, Debug, Default)]
+struct Watched {
+    /// Share of the time for which it is attached while it is, as a negative power of two.
+    duty_log2: u64,
+    /// Windows that ended.
+    windows: u64,
+    /// When it was detached last.
+    ended: Option<Instant>,
+}
 
 /// Meter, controller, and what they remember of the last tick.
 #[derive(Debug)]
@@ -61,12 +59,15 @@ pub struct Budget {
     at: Instant,
     slots: Slots,
     process_seconds: f64,
+    process_at: Instant,
     process_ticks: [f64; SECOND],
     process_cores: f64,
     event_seconds: HashMap<usize, f64>,
     burst_ratios: HashMap<usize, f64>,
     attached_seconds: HashMap<usize, f64>,
     attached_since: HashMap<usize, Instant>,
+    /// The windows of probes that had any, by probe.
+    watched: HashMap<usize, Watched>,
     /// CPU seconds that attaching and detaching took in this tick.
     switching_seconds: f64,
     /// CPU seconds that a probe's last attaching took, by probe.
@@ -95,15 +96,18 @@ impl Budget {
             may_shed,
             stay: Vec::new(),
             cpus: cpus as f64,
-            tick: 0,
+            // Programs that ran before were in the tick before.
+            tick: 1,
             at: now,
             slots: Slots::zero(),
             process_seconds: process_seconds(),
+            process_at: now,
             process_ticks: [0.0; SECOND],
             process_cores: 0.0,
             event_seconds: HashMap::new(),
             burst_ratios: HashMap::new(),
             attached_seconds: HashMap::new(),
+            watched: HashMap::new(),
             switching_seconds: 0.0,
             attach_seconds: HashMap::new(),
             switch_seconds: HashMap::new(),
@@ -145,11 +149,18 @@ impl Budget {
         self.burst_ratios.get(&(probe as usize)).copied().unwrap_or(share(period_log2))
     }
 
-    /// A probe was attached or detached, which took so many seconds of CPU.
-    pub fn attached(&mut self, probe: Probe, attached: bool, at: Instant, cpu_seconds: f64) {
+    /// A probe was attached for 1 in 2^`duty_log2` of the time, or detached with `None`, which took so many seconds of CPU.
+    pub fn attached(&mut self, probe: Probe, duty_log2: Option<u64>, at: Instant, cpu_seconds: f64) {
         let index = probe as usize;
         self.switching_seconds += cpu_seconds;
-        if attached {
+        let watched = self.watched.entry(index).or_default();
+        if let Some(duty_log2) = duty_log2 {
+            watched.duty_log2 = duty_log2;
+        } else {
+            watched.windows += u64::from(watched.duty_log2 > 0);
+            watched.ended = Some(at);
+        }
+        if duty_log2.is_some() {
             self.attach_seconds.insert(index, cpu_seconds);
             self.attached_since.entry(index).or_insert(at);
         } else if let Some(since) = self.attached_since.remove(&index) {
@@ -165,9 +176,8 @@ impl Budget {
     ///
     /// # Errors
     /// When the kernel refuses it.
-    pub fn read(&mut self) -> io::Result<&Slots> {
-        self.meter.read()?;
-        Ok(self.meter.slots())
+    pub fn read(&mut self) -> io::Result<()> {
+        self.meter.read()
     }
 
     /// The last reading of the meter.
@@ -176,42 +186,87 @@ impl Budget {
     }
 
     /// Whether not every event of the probe was certain to be taken since the last tick, by the last reading.
-    pub fn drew(&self, probe: Probe) -> bool {
+    fn drew(&self, probe: Probe) -> bool {
         let spread = |slots: &Slots| {
-            programs(probe)
-                .iter()
-                .map(|program| slots.of[*program as usize].sampler.spread)
-                .collect::<Vec<_>>()
+            programs(probe).map(|program| slots.of[program as usize].sampler.spread).collect::<Vec<_>>()
         };
         spread(self.meter.slots()) != spread(&self.slots)
     }
 
+    /// Begins the first tick: the programs are told what they may cost.
+    pub fn begin(&self, control: &Control) {
+        self.set_rates(control, &Cost { run_seconds: self.run_seconds(), ..Cost::default() });
+    }
+
+    /// What a run costs besides what it measures of itself.
+    fn run_seconds(&self) -> f64 {
+        self.meter.run_ns() as f64 / NANOS
+    }
+
+    /// How a probe that may shed is being watched. `ends_tick` says that a tick ends now.
+    pub fn watch(&self, probe: Probe, ends_tick: bool) -> Watch {
+        let index = probe as usize;
+        let watched = self.watched.get(&index).copied().unwrap_or_default();
+        let is_open = self.attached_since.contains_key(&index);
+        let duty_log2 = match self.setting(probe) {
+            Some(setting) if !is_open => setting.duty_log2,
+            _ => watched.duty_log2,
+        };
+        Watch {
+            duty_log2,
+            is_open,
+            windows: watched.windows,
+            age_seconds: watched.ended.map_or(0.0, |ended| ended.elapsed().as_secs_f64()),
+            cycle_seconds: cycle(duty_log2).as_secs_f64(),
+            tick_seconds: ends_tick.then(|| self.at.elapsed().as_secs_f64()),
+        }
+    }
+
+    /// Whether totals of the probe may be estimates since the last tick: by the last reading not every event was certain to be taken, or it
+    /// is or was attached for a share of the time.
+    pub fn sheds(&self, probe: Probe) -> bool {
+        let index = probe as usize;
+        let has_windows = self.setting(probe).is_some_and(|setting| setting.duty_log2 > 0);
+        has_windows || self.attached_seconds.contains_key(&index) || self.drew(probe)
+    }
+
+    fn setting(&self, probe: Probe) -> Option<&Setting> {
+        self.controller.as_ref()?.settings().iter().find(|setting| setting.probe == probe)
+    }
+
     /// Ends a tick: looks at what it cost by the last reading and decides how the next one samples. Says in one line what changed.
-    pub fn tick(&mut self, control: &Control) -> Option<String> {
-        let (cost, seconds) = self.cost();
+    ///
+    /// When an alarm ends it `early`, and there is nothing more to shed, no other alarm is heard before the next tick ends by itself.
+    pub fn tick(&mut self, control: &Control, early: bool) -> Option<String> {
+        let (cost, seconds) = self.cost(early);
+        let by = if early { ", ended by an alarm" } else { "" };
+        tracing::debug!("tick of {:.0} ms{by}: {cost:?}", seconds * 1e3);
         self.tick += 1;
         let controller = self.controller.as_mut()?;
         let before = controller.settings().to_vec();
-        let changed = controller.step(&cost);
-        let budget = controller.budget_cores();
-        let rest_seconds = (budget * TARGET - cost.fixed_cores).max(0.0) * TICK.as_secs_f64();
-        for setting in controller.settings() {
-            let event = cost.loads.iter().find(|load| load.probe == setting.probe);
-            let event_seconds = event.map_or(FULL_RUN_SECONDS, |load| load.event_seconds);
-            let allowance = (rest_seconds / event_seconds / self.cpus / SPENDERS).max(LEAST_ALLOWANCE);
-            // 0 is no limit.
-            let allowance = if allowance.is_finite() { allowance as u64 } else { 0 };
-            let rate =
-                Rate { period_log2: setting.period_log2, tick: self.tick, allowance, ..Rate::default() };
-            control.set_rate(setting.probe, &rate);
+        let changed = if early { controller.relieve(&cost) } else { controller.step(&cost) };
+        if early && !changed {
+            controller.settings().iter().for_each(|setting| control.silence(setting.probe));
+            return None;
         }
+        let budget = controller.budget_cores();
+        self.set_rates(control, &cost);
+        let controller = self.controller.as_ref()?;
         let line = explain(&before, controller.settings(), budget, &cost);
-        tracing::debug!("tick of {:.0} ms: {cost:?}", seconds * 1e3);
         changed.then_some(line)
     }
 
-    /// What the tick that ends now cost, and how many seconds it took.
-    fn cost(&mut self) -> (Cost, f64) {
+    /// Tells the programs how the tick that begins now samples, when the last one cost so much.
+    fn set_rates(&self, control: &Control, cost: &Cost) {
+        let Some(controller) = &self.controller else { return };
+        for setting in controller.settings() {
+            let rate = rates::rate(setting, cost, controller.budget_cores(), self.cpus);
+            control.set_rate(setting.probe, &Rate { tick: self.tick, ..rate });
+        }
+    }
+
+    /// What the tick that ends now cost, and how many seconds it took. One that ends early is too short to tell what the process takes.
+    fn cost(&mut self, early: bool) -> (Cost, f64) {
         let seconds = self.at.elapsed().as_secs_f64().max(1e-3);
         self.at = Instant::now();
         let slots = *self.meter.slots();
@@ -221,22 +276,25 @@ impl Budget {
             // Before 6.1 a program may interrupt itself and a word step back; states such as `random` are no counts.
             *word = if *word > u64::MAX / 2 { 0 } else { *word };
         }
-        let process = process_seconds();
-        let switching = std::mem::take(&mut self.switching_seconds);
-        self.process_ticks.rotate_left(1);
-        self.process_ticks[SECOND - 1] = (process - self.process_seconds - switching).max(0.0) / seconds;
-        self.process_seconds = process;
-        let second = self.process_ticks.iter().sum::<f64>() / SECOND as f64;
-        self.process_cores = second.max(self.process_cores * PROCESS_MEMORY);
+        if !early {
+            let process = process_seconds();
+            let switching = std::mem::take(&mut self.switching_seconds);
+            let cores = (process - self.process_seconds - switching).max(0.0)
+                / self.process_at.elapsed().as_secs_f64().max(1e-3);
+            (self.process_seconds, self.process_at) = (process, self.at);
+            self.process_ticks.rotate_left(1);
+            self.process_ticks[SECOND - 1] = cores;
+            let second = self.process_ticks.iter().sum::<f64>() / SECOND as f64;
+            self.process_cores = second.max(self.process_cores * PROCESS_MEMORY);
+        }
 
-        let exact = PROGRAMS.iter().filter(|(probe, _)| !self.may_shed.contains(probe));
-        let exact = exact.flat_map(|(_, programs)| *programs);
-        let exact_ns: u64 = exact.map(|program| self.meter.cost_ns(&delta.of[*program as usize])).sum();
+        let exact = Program::ALL.into_iter().filter(|program| !self.may_shed.contains(&program.probe()));
+        let exact_ns: u64 = exact.map(|program| self.meter.cost_ns(&delta.of[program as usize])).sum();
         let loads =
             self.may_shed.clone().into_iter().filter_map(|probe| self.load(probe, &delta, &slots)).collect();
         let cost = Cost {
             fixed_cores: self.process_cores + exact_ns as f64 / NANOS / seconds,
-            run_seconds: self.meter.run_ns() as f64 / NANOS,
+            run_seconds: self.run_seconds(),
             loads,
         };
         (cost, seconds)
@@ -254,11 +312,10 @@ impl Budget {
         if attached <= 0.0 {
             return self.loads.get(&index).copied();
         }
-        let programs = programs(probe);
         let of = |value: fn(&siskin_ebpf::Slot) -> u64| {
-            programs.iter().map(|program| value(&delta.of[*program as usize])).sum::<u64>() as f64
+            programs(probe).map(|program| value(&delta.of[program as usize])).sum::<u64>() as f64
         };
-        let doubled = programs.iter().any(|program| slots.of[*program as usize].sampler.doublings > 0);
+        let doubled = programs(probe).any(|program| slots.of[program as usize].sampler.doublings > 0);
         let (events, taken) = (of(|slot| slot.sampler.events), of(|slot| slot.sampler.taken));
         if doubled && events > 0.0 {
             self.burst_ratios.insert(index, taken / events);
@@ -270,8 +327,11 @@ impl Budget {
         if full_runs >= 16.0 {
             *event_seconds = (of(|slot| slot.busy_ns) / full_runs + FULL_RUN_NS as f64) / NANOS;
         }
-        let switch_seconds =
-            self.switch_seconds.get(&index).copied().unwrap_or(programs.len() as f64 * SWITCH_SECONDS);
+        let switch_seconds = self
+            .switch_seconds
+            .get(&index)
+            .copied()
+            .unwrap_or(programs(probe).count() as f64 * SWITCH_SECONDS);
         let load = Load {
             probe,
             runs: of(|slot| slot.runs) / attached,
@@ -302,8 +362,8 @@ impl Budget {
 }
 
 /// A probe's programs.
-fn programs(probe: Probe) -> &'static [Program] {
-    PROGRAMS.iter().find(|(other, _)| *other == probe).map_or(&[], |(_, programs)| programs)
+fn programs(probe: Probe) -> impl Iterator<Item = Program> {
+    Program::ALL.into_iter().filter(move |program| program.probe() == probe)
 }
 
 /// 1 in 2^log2.
@@ -329,17 +389,4 @@ fn explain(before: &[Setting], after: &[Setting], budget: f64, cost: &Cost) -> S
         }
     }
     line
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_program_is_in_the_budget_once() {
-        for program in Program::ALL {
-            let of = PROGRAMS.iter().flat_map(|(_, programs)| *programs).filter(|other| **other == program);
-            assert_eq!(of.count(), 1, "{program:?}");
-        }
-    }
 }

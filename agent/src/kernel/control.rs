@@ -20,7 +20,7 @@ struct Shared {
     sockets: AtomicU64,
     sockets_limit: AtomicU64,
     tcp_shed: AtomicU64,
-    rates: [[AtomicU64; 4]; PROBES],
+    rates: [[AtomicU64; 5]; PROBES],
     paused: [AtomicU64; PROBES],
 }
 
@@ -37,6 +37,7 @@ const _: () = assert!(
         && offset_of!(Rate, duty_log2) == 8
         && offset_of!(Rate, tick) == 16
         && offset_of!(Rate, allowance) == 24
+        && offset_of!(Rate, alarm_runs) == 32
 );
 
 /// The mapped element.
@@ -113,12 +114,13 @@ impl Control {
 
     /// How a probe's hot events are sampled now.
     pub fn rate(&self, probe: Probe) -> Rate {
-        let [period_log2, duty_log2, tick, allowance] = &self.shared().rates[probe as usize];
+        let [period_log2, duty_log2, tick, allowance, alarm_runs] = &self.shared().rates[probe as usize];
         Rate {
             period_log2: period_log2.load(SeqCst),
             duty_log2: duty_log2.load(SeqCst),
             tick: tick.load(SeqCst),
             allowance: allowance.load(SeqCst),
+            alarm_runs: alarm_runs.load(SeqCst),
         }
     }
 
@@ -131,10 +133,16 @@ impl Control {
     /// Sets how a probe's events are sampled while it is attached: all of `rate` but the share of the time. The words change one after
     /// the other, which is fine: each event gets the weight that it was taken with.
     pub fn set_rate(&self, probe: Probe, rate: &Rate) {
-        let [period_log2, _, tick, allowance] = &self.shared().rates[probe as usize];
+        let [period_log2, _, tick, allowance, alarm_runs] = &self.shared().rates[probe as usize];
         allowance.store(rate.allowance, SeqCst);
+        alarm_runs.store(rate.alarm_runs, SeqCst);
         period_log2.store(rate.period_log2.min(MAX_PERIOD_LOG2), SeqCst);
         tick.store(rate.tick, SeqCst);
+    }
+
+    /// Has no program of the probe ring the alarm until its rate is set again.
+    pub fn silence(&self, probe: Probe) {
+        self.shared().rates[probe as usize][4].store(0, SeqCst);
     }
 
     /// Has those programs of a probe count nothing, or count again, that stay attached when the others are detached.

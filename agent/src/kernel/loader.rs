@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, anyhow, bail};
 use aya::{
     Btf as AyaBtf, Ebpf, EbpfLoader, Endianness, include_bytes_aligned,
-    maps::Map,
+    maps::{Map, MapData, RingBuf},
     programs::{Iter as IterProgram, Program as AyaProgram, ProgramError},
 };
 use siskin_ebpf::{Control as Shared, Probe, Slots, map};
@@ -34,9 +34,11 @@ use super::{
 pub static OBJECT: &[u8] = include_bytes_aligned!(env!("SISKIN_EBPF_OBJECT"));
 
 /// The maps that belong to no probe.
-pub const COMMON_MAPS: [Plan; 2] = [
+pub const COMMON_MAPS: [Plan; 3] = [
     common(map::CONTROL, Kind::Array, size_of::<Shared>()),
     common(map::SLOTS, Kind::PerCpuArray, size_of::<Slots>()),
+    // A page, or what takes the place of one: aya rounds it up to the machine's.
+    Plan { name: map::ALARM, kind: Kind::Ring, key_bytes: 0, value_bytes: 0, entries: 4096 },
 ];
 
 const fn common(name: &'static str, kind: Kind, value_bytes: usize) -> Plan {
@@ -255,6 +257,15 @@ impl Kernel {
     /// When the object has no such map, or the process no more descriptors.
     pub fn map(&self, name: &str) -> anyhow::Result<OwnedFd> {
         map_fd(&self.ebpf, name)
+    }
+
+    /// Takes out the ring that wakes user space when programs ran too often.
+    ///
+    /// # Errors
+    /// When the object has none, or the kernel does not map it.
+    pub fn take_alarm(&mut self) -> anyhow::Result<RingBuf<MapData>> {
+        let map = self.ebpf.take_map(map::ALARM).context("the object has no map `alarm`; rebuild it")?;
+        RingBuf::try_from(map).context("cannot map the ring `alarm`")
     }
 
     /// Where sysfs is mounted.

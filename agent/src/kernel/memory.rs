@@ -13,6 +13,8 @@ pub enum Kind {
     Hash,
     /// A preallocated hash with a value per CPU.
     PerCpuHash,
+    /// A ring of so many bytes.
+    Ring,
     /// Storage in sockets: memory is taken for each socket that is followed.
     SocketStorage,
 }
@@ -55,6 +57,8 @@ impl Plan {
                 // One spare element per CPU, so that an update can replace an element of a full map.
                 Kind::Hash => (entries + cpus) * (HASH_ELEMENT_BYTES + key + value) + buckets,
                 Kind::PerCpuHash => entries * (HASH_ELEMENT_BYTES + key + 8 + value * cpus) + buckets,
+                // Besides the ring, two pages for the positions in it (kernel/bpf/ringbuf.c, 6.18).
+                Kind::Ring => entries + 2 * MAP_BYTES,
                 Kind::SocketStorage => entries * (STORAGE_ELEMENT_BYTES + value),
             }
     }

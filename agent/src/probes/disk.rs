@@ -13,7 +13,7 @@ use siskin_ebpf::{
 
 use super::{Limits, Reader, bank_rows, describe_losses};
 use crate::{
-    estimate::{Clusters, Draws, Variances, variance},
+    estimate::{Clusters, Draws, Variances, Watch, variance},
     flows::FlowTable,
     kernel::{
         control::Control,
@@ -209,12 +209,9 @@ impl Reader for Disk {
         Ok(())
     }
 
-    fn tick(&mut self, slots: &Slots, control: &Control) -> io::Result<()> {
+    fn tick(&mut self, slots: &Slots, watch: &Watch, _: &Control) -> io::Result<()> {
         self.totals.bank = self.bank.read()?;
-        let DiskTotal { ios, bytes, total_ns, device_ns } = self.totals.bank.total;
-        let duty_log2 = control.rate(Probe::Disk).duty_log2;
-        self.totals.clusters.tick([ios, bytes, total_ns, device_ns], duty_log2);
-        self.draws(slots);
+        self.draws(slots, watch);
         Ok(())
     }
 
@@ -224,7 +221,9 @@ impl Reader for Disk {
         }
     }
 
-    fn draws(&mut self, slots: &Slots) {
+    fn draws(&mut self, slots: &Slots, watch: &Watch) {
+        let DiskTotal { ios, bytes, total_ns, device_ns } = self.totals.bank.total;
+        self.totals.clusters.read([ios, bytes, total_ns, device_ns], watch);
         let DiskVariance { ios, bytes, total, device } = self.totals.bank.variance;
         let spread = slots.of[Program::DiskComplete as usize].sampler.spread;
         self.totals.variances.read(Draws { spread, count: ios, values: [bytes, total, device] });

@@ -6,6 +6,7 @@ use siskin_ebpf::{LOSSES, Loss, Probe, Slots, Table};
 
 use crate::{
     bounded,
+    estimate::Watch,
     flows::FlowTable,
     kernel::{control::Control, hook::Group, loader::Kernel, memory::Plan},
     metrics::{self, Exposition, Metric},
@@ -60,16 +61,16 @@ pub trait Reader: Send {
     -> io::Result<()>;
 
     /// Ends a tick in which not every event was taken: what is known of the draws is in `slots`; and if the probe was attached
-    /// for a share of the time only, events came in clusters, so its errors are wider than those of independent draws.
+    /// for a share of the time only, as `watch` says, events came in clusters, so its errors are wider than those of independent draws.
     ///
     /// # Errors
     /// When the kernel refuses.
-    fn tick(&mut self, _slots: &Slots, _control: &Control) -> io::Result<()> {
+    fn tick(&mut self, _slots: &Slots, _watch: &Watch, _control: &Control) -> io::Result<()> {
         Ok(())
     }
 
     /// Takes what is known of the draws since the last tick, after [`Self::read`].
-    fn draws(&mut self, _slots: &Slots) {}
+    fn draws(&mut self, _slots: &Slots, _watch: &Watch) {}
 
     /// The variances of metrics that may be estimates, each of the total over all labels, in the metric's unit squared.
     fn variances(&self) -> Vec<(&'static Metric, f64)> {

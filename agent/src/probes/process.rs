@@ -9,7 +9,7 @@ use siskin_ebpf::{
 use super::{Limits, Reader, bank_rows, describe_losses};
 use crate::{
     bounded::{self, Bounded},
-    estimate::{Clusters, Draws, Sums, Variances, variance},
+    estimate::{Clusters, Draws, Sums, Variances, Watch, variance},
     flows::FlowTable,
     kernel::{
         control::Control,
@@ -199,14 +199,14 @@ impl Reader for Process {
         self.totals.workloads.forget(gone);
     }
 
-    fn tick(&mut self, slots: &Slots, control: &Control) -> io::Result<()> {
+    fn tick(&mut self, slots: &Slots, watch: &Watch, _: &Control) -> io::Result<()> {
         self.totals.bank = self.bank.read()?;
-        self.clusters.tick(self.totals.bank.total, control.rate(Probe::Process).duty_log2);
-        self.draws(slots);
+        self.draws(slots, watch);
         Ok(())
     }
 
-    fn draws(&mut self, slots: &Slots) {
+    fn draws(&mut self, slots: &Slots, watch: &Watch) {
+        self.clusters.read(self.totals.bank.total, watch);
         let spread = |program| slots.of[program as usize].sampler.spread;
         self.starts.read([spread(Program::ProcessExec), spread(Program::ProcessFork)]);
         let ProcessBank { exits_variance, lifetime_variance, .. } = self.totals.bank;

@@ -10,7 +10,7 @@ use siskin_ebpf::{
 
 use super::{Limits, Reader, bank_rows, describe_losses};
 use crate::{
-    estimate::{Clusters, Draws, Variances, variance},
+    estimate::{Clusters, Draws, Variances, Watch, variance},
     flows::{FlowTable, Protocol},
     kernel::{
         control::Control,
@@ -274,14 +274,13 @@ impl Reader for Tcp {
         self.totals.workloads.forget(gone);
     }
 
-    fn tick(&mut self, slots: &Slots, control: &Control) -> io::Result<()> {
+    fn tick(&mut self, slots: &Slots, watch: &Watch, control: &Control) -> io::Result<()> {
         let TcpBank { drawn, variance, .. } = self.bank.read()?;
         let rate = control.rate(Probe::Tcp);
         let none_drawn = drawn.since(&self.totals.bank.drawn).is_zero();
         let is_calm = rate.period_log2 == 0 && rate.duty_log2 == 0 && none_drawn;
         (self.totals.bank.drawn, self.totals.bank.variance) = (drawn, variance);
-        self.clusters.tick(words(&drawn), rate.duty_log2);
-        self.draws(slots);
+        self.draws(slots, watch);
         self.calm_ticks = if is_calm { self.calm_ticks + 1 } else { 0 };
         if control.tcp_shed() && self.calm_ticks >= ADOPT_AFTER_TICKS {
             self.adopt();
@@ -290,7 +289,8 @@ impl Reader for Tcp {
         Ok(())
     }
 
-    fn draws(&mut self, slots: &Slots) {
+    fn draws(&mut self, slots: &Slots, watch: &Watch) {
+        self.clusters.read(words(&self.totals.bank.drawn), watch);
         let drawn = self.totals.bank.variance;
         self.variances.read(Draws {
             spread: slots.of[Program::TcpState as usize].sampler.spread,

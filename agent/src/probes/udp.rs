@@ -8,7 +8,7 @@ use siskin_ebpf::{
 
 use super::{Limits, Reader, bank_rows, describe_losses};
 use crate::{
-    estimate::{Clusters, Draws, Variances, variance},
+    estimate::{Clusters, Draws, Variances, Watch, variance},
     flows::{FlowTable, Protocol},
     kernel::{
         control::Control,
@@ -124,18 +124,17 @@ impl Reader for Udp {
         Ok(())
     }
 
-    fn tick(&mut self, slots: &Slots, control: &Control) -> io::Result<()> {
-        let bank: UdpBank = self.bank.read()?;
-        let UdpRow { bytes: [sent, received], datagrams: [sends, receives] } = bank.total;
-        // Both directions share a window, so their sum is one total.
-        let totals = [sent, received, sends.wrapping_add(receives)];
-        self.clusters.tick(totals, control.rate(Probe::Udp).duty_log2);
-        self.last.variance = bank.variance;
-        self.draws(slots);
+    fn tick(&mut self, slots: &Slots, watch: &Watch, _: &Control) -> io::Result<()> {
+        let UdpBank { total, variance, .. } = self.bank.read()?;
+        (self.last.total, self.last.variance) = (total, variance);
+        self.draws(slots, watch);
         Ok(())
     }
 
-    fn draws(&mut self, slots: &Slots) {
+    fn draws(&mut self, slots: &Slots, watch: &Watch) {
+        let UdpRow { bytes: [sent, received], datagrams: [sends, receives] } = self.last.total;
+        // Both directions share a window, so their sum is one total.
+        self.clusters.read([sent, received, sends.wrapping_add(receives)], watch);
         for (direction, program) in [Program::UdpSend, Program::UdpReceive].into_iter().enumerate() {
             self.variances[direction].read(Draws {
                 spread: slots.of[program as usize].sampler.spread,
