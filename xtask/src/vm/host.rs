@@ -11,11 +11,12 @@ use anyhow::{Context as _, Result, bail};
 
 use super::{
     arch::Arch,
-    packages::{self, Suite},
+    packages::{self, KEYRING, Suite},
 };
 use crate::{
     privilege::Privilege,
     steps::{self, step},
+    workspace,
 };
 
 /// The shell and tools of guests like this machine; also unpacks modules here.
@@ -49,22 +50,50 @@ pub fn ensure(archs: &[&Arch]) -> Result<()> {
     })
 }
 
+/// Nothing that is installed may go: the emulator of a stable release can conflict with tools from its backports. Then it has to come from
+/// there too.
 fn install(privilege: Privilege, packages: &[&str]) -> Result<()> {
+    let Err(error) = install_from(privilege, packages, None) else { return Ok(()) };
+    let os_release = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let Some(release) = codename(&os_release) else { return Err(error) };
+    let suite = format!("{release}-backports");
+    steps::say(&format!("{error:#}; trying with {suite}"));
+    let line = format!("deb [signed-by={KEYRING}] {} {suite} main\n", packages::mirror(&suite)?);
+    // In place of the file of sources that apt reads besides a folder of them.
+    let own = fs::read_to_string("/etc/apt/sources.list").unwrap_or_default();
+    let sources = packages::cache()?.join("with-backports.list");
+    workspace::write(&sources, format!("{own}\n{line}").as_bytes())?;
+    install_from(privilege, packages, Some(&sources))
+}
+
+/// Installs from this machine's sources, or with other ones in place of `/etc/apt/sources.list`.
+fn install_from(privilege: Privilege, packages: &[&str], sources: Option<&Path>) -> Result<()> {
+    let option = sources.map(|file| format!("Dir::Etc::SourceList={}", file.display()));
+    let add_sources = |command: &mut Command| {
+        command.args(option.iter().flat_map(|option| ["-o", option]));
+    };
     let apt = || {
         let mut apt = privilege.command(Path::new("/usr/bin/apt-get"));
         // No package may ask anything, and a daemon that comes along need not know where it is.
         apt.stdin(Stdio::null()).args(["-q", "-y", "-o", "Dpkg::Use-Pty=0", "-o", "DPkg::Lock::Timeout=300"]);
+        add_sources(&mut apt);
         apt
     };
     steps::run(apt().arg("update"))?;
     let mut install = apt();
-    // Nothing that is installed may go: the emulator of a stable release can conflict with tools from its backports.
     install.args(["install", "--no-install-recommends", "--no-remove"]);
-    let policy = steps::ask(Command::new("apt-cache").arg("policy"))?.unwrap_or_default();
+    let mut policy = Command::new("apt-cache");
+    add_sources(&mut policy);
+    let policy = steps::ask(policy.arg("policy"))?.unwrap_or_default();
     if let Some(suite) = backports(&policy) {
         install.args(["-t", suite]);
     }
     steps::run(install.args(packages))
+}
+
+/// What the running release is called, from `/etc/os-release`.
+fn codename(os_release: &str) -> Option<&str> {
+    os_release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="))
 }
 
 /// The backports suite among the sources, as `apt-cache policy` lists them: `release o=Debian Backports,a=…,n=…`.
@@ -111,6 +140,12 @@ pub fn has_kvm(arch: &Arch) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn finds_the_codename() {
+        assert_eq!(codename("ID=debian\nVERSION_CODENAME=bookworm\n"), Some("bookworm"));
+        assert_eq!(codename("ID=debian\n"), None);
+    }
 
     #[test]
     fn finds_backports_by_codename() {

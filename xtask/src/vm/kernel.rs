@@ -65,13 +65,19 @@ pub struct Kernel {
     pub modules: Vec<PathBuf>,
 }
 
-/// Fetches the newest kernel of a series, unless it is there.
-pub fn fetch(name: &str) -> Result<Kernel> {
-    let Some(series) = SERIES.iter().find(|series| series.name == name) else {
+/// The series of that name.
+pub fn find(name: &str) -> Result<&'static Series> {
+    let series = SERIES.iter().find(|series| series.name == name);
+    series.with_context(|| {
         let known: Vec<_> = SERIES.iter().map(|series| series.name).collect();
-        bail!("no kernel {name} in the matrix; it has {}", known.join(", "));
-    };
-    let (cache, suite) = (packages::cache()?, series.suite);
+        format!("no kernel {name} in the matrix; it has {}", known.join(", "))
+    })
+}
+
+/// Fetches the newest kernel of a series, unless it is there.
+pub fn fetch(series: &'static Series) -> Result<Kernel> {
+    let Series { name, suite, .. } = *series;
+    let cache = packages::cache()?;
     let debs = cache.join("debs");
     let packages = Suite::new(suite, series.arch, &cache)
         .and_then(|suite| Ok((newest(&suite.names("linux-")?, series), suite)));

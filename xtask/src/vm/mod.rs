@@ -30,7 +30,7 @@ use clap::Args;
 use self::{
     arch::Arch,
     guest::{Content, Ended, Outcome, Said},
-    kernel::Kernel,
+    kernel::{Kernel, Series},
     tests::{Rules, Suite, Todo},
 };
 use crate::{
@@ -69,12 +69,15 @@ pub struct Outcomes {
 /// Builds, fetches, boots, prints what was found; fails when anything is not as it should be.
 pub fn vm(toolchain: &Toolchain, options: &Options) -> Result<()> {
     let start = Instant::now();
-    let series: Vec<&str> = match options.kernels.as_slice() {
-        [] => kernel::SERIES.iter().map(|series| series.name).collect(),
-        some => some.iter().map(String::as_str).collect(),
+    let series: Vec<&'static Series> = match options.kernels.as_slice() {
+        [] => kernel::SERIES.iter().collect(),
+        some => some.iter().map(|name| kernel::find(name)).collect::<Result<_>>()?,
     };
+    let archs = archs(&series);
+    // First: the shell also unpacks modules.
+    host::ensure(&archs)?;
     let kernels: Vec<Kernel> = series.into_iter().map(kernel::fetch).collect::<Result<_>>()?;
-    let contents = contents(toolchain, &kernels)?;
+    let contents = contents(toolchain, &archs)?;
     let content = |kernel: &Kernel| {
         let content = contents.iter().find(|content| content.arch == kernel.series.arch);
         content.with_context(|| format!("nothing was built for {}", kernel.series.name))
@@ -107,14 +110,10 @@ pub fn vm(toolchain: &Toolchain, options: &Options) -> Result<()> {
         println!("not run: {line}");
     }
     print!("{}", report::table(&outcomes));
-    let mut wrong = report::failures(&outcomes);
-    if plans.iter().all(|plan| plan.todo.is_empty()) {
-        wrong.push("no test ran".to_owned());
-    }
-    if options.write && wrong.is_empty() {
+    if options.write && report::failures(&outcomes).is_empty() {
         report::write(&outcomes, &left(&plan(&[])?))?;
     }
-    wrong.extend(report::differences(&outcomes)?);
+    let wrong = report::wrong(&outcomes)?;
     for line in &wrong {
         println!("wrong: {line}");
     }
@@ -130,17 +129,21 @@ pub fn vm(toolchain: &Toolchain, options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Builds what runs in the guests, for every architecture among the kernels. This machine's own comes last: the object of its kernel side
-/// is then the one that other builds find.
-fn contents(toolchain: &Toolchain, kernels: &[Kernel]) -> Result<Vec<Content>> {
+/// The architectures among kernels, this machine's own last.
+fn archs(series: &[&'static Series]) -> Vec<&'static Arch> {
     let mut archs: Vec<&'static Arch> = Vec::new();
-    for Kernel { series, .. } in kernels {
-        if !archs.contains(&series.arch) {
-            archs.push(series.arch);
+    for Series { arch, .. } in series {
+        if !archs.contains(arch) {
+            archs.push(arch);
         }
     }
     archs.sort_by_key(|arch| arch.is_host());
-    host::ensure(&archs)?;
+    archs
+}
+
+/// Builds what runs in the guests. This machine's own architecture comes last: the object of its kernel side is then the one that other
+/// builds find.
+fn contents(toolchain: &Toolchain, archs: &[&'static Arch]) -> Result<Vec<Content>> {
     let own = Suite::build(toolchain)?;
     let content = |arch: &'static Arch| {
         let options = agent::Options { arch: Some(arch.name.to_owned()), ..agent::Options::default() };
@@ -148,7 +151,7 @@ fn contents(toolchain: &Toolchain, kernels: &[Kernel]) -> Result<Vec<Content>> {
         let suite = if arch.is_host() { own.clone() } else { own.for_arch(toolchain, arch)? };
         Ok(Content { arch, shell: host::shell(arch)?, agent, suite, kvm: host::has_kvm(arch) })
     };
-    archs.into_iter().map(content).collect()
+    archs.iter().copied().map(content).collect()
 }
 
 /// What a guest is to do.

@@ -17,6 +17,9 @@ use crate::steps::{self, step};
 /// A list of packages is asked for again after this.
 const LIST_AGE: Duration = Duration::from_secs(24 * 3600);
 
+/// What the distribution's lists are signed with.
+pub const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
 /// Where packages and kernels are kept, outside of the tree: they survive `cargo clean` and serve every checkout.
 pub fn cache() -> Result<PathBuf> {
     let base = match env::var_os("XDG_CACHE_HOME").filter(|path| Path::new(path).is_absolute()) {
@@ -50,28 +53,14 @@ impl Suite {
     }
 
     fn update(&self) -> Result<()> {
-        let security = self.name.ends_with("-security");
-        let label = if security { "Debian-Security" } else { "Debian" };
-        let mirrors = steps::ask(Command::new("apt-get").args([
-            "indextargets",
-            "--format",
-            "$(REPO_URI)",
-            "Created-By: Packages",
-            "Origin: Debian",
-            &format!("Label: {label}"),
-        ]))
-        .context("cannot ask apt for its sources")?;
-        let mirrors = mirrors.context("this machine has no apt: the kernels are packages of Debian")?;
-        let known =
-            if security { "http://deb.debian.org/debian-security/" } else { "http://deb.debian.org/debian/" };
-        let mirror = mirrors.lines().next().unwrap_or(known);
+        let mirror = mirror(&self.name)?;
         for folder in ["lists/partial", "cache/archives/partial"] {
             let folder = self.folder.join(folder);
             fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
         }
         let source = format!(
             "Types: deb\nURIs: {mirror}\nSuites: {}\nComponents: main\nArchitectures: {}\n\
-             Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg\n",
+             Signed-By: {KEYRING}\n",
             self.name, self.arch.debian
         );
         let file = self.folder.join("suite.sources");
@@ -118,6 +107,26 @@ impl Suite {
         fetched(debs, package)
             .with_context(|| format!("apt fetched {package} into another folder than {}", debs.display()))
     }
+}
+
+/// The mirror of the distribution that this machine uses, for a suite.
+pub fn mirror(suite: &str) -> Result<String> {
+    let (label, known) = if suite.ends_with("-security") {
+        ("Debian-Security", "http://deb.debian.org/debian-security/")
+    } else {
+        ("Debian", "http://deb.debian.org/debian/")
+    };
+    let mirrors = steps::ask(Command::new("apt-get").args([
+        "indextargets",
+        "--format",
+        "$(REPO_URI)",
+        "Created-By: Packages",
+        "Origin: Debian",
+        &format!("Label: {label}"),
+    ]))
+    .context("cannot ask apt for its sources")?;
+    let mirrors = mirrors.context("this machine has no apt: the kernels are packages of Debian")?;
+    Ok(mirrors.lines().next().unwrap_or(known).to_owned())
 }
 
 /// The file of a package fetched before.

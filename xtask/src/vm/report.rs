@@ -111,7 +111,21 @@ fn aligned(rows: &[Vec<String>]) -> String {
     text
 }
 
-/// Kernels that did not come to their end, and tests that failed.
+/// All that is not as it should be: nothing may be.
+pub fn wrong(outcomes: &[Outcomes]) -> Result<Vec<String>> {
+    let read =
+        |file| fs::read_to_string(workspace::path(file)).with_context(|| format!("cannot read {file}"));
+    Ok(verdict(outcomes, &read(SUPPORT)?, &budget(&read(INSTRUCTIONS)?)?))
+}
+
+fn verdict(outcomes: &[Outcomes], support: &str, budget: &Budget) -> Vec<String> {
+    let mut wrong = failures(outcomes);
+    wrong.extend(against_support(outcomes, support));
+    wrong.extend(against_budget(outcomes, budget));
+    wrong
+}
+
+/// Kernels that did not come to their end, and tests that failed, or that none ran.
 pub fn failures(outcomes: &[Outcomes]) -> Vec<String> {
     let mut failures = Vec::new();
     for Outcomes { series, said, .. } in outcomes {
@@ -126,16 +140,10 @@ pub fn failures(outcomes: &[Outcomes]) -> Vec<String> {
             }
         }
     }
+    if outcomes.iter().all(|of| of.said.as_ref().is_ok_and(|said| said.ended.is_empty())) {
+        failures.push("no test ran".to_owned());
+    }
     failures
-}
-
-/// Where hooks and programs differ from what is committed.
-pub fn differences(outcomes: &[Outcomes]) -> Result<Vec<String>> {
-    let read =
-        |file| fs::read_to_string(workspace::path(file)).with_context(|| format!("cannot read {file}"));
-    let mut differences = against_support(outcomes, &read(SUPPORT)?);
-    differences.extend(against_budget(outcomes, &budget(&read(INSTRUCTIONS)?)?));
-    Ok(differences)
 }
 
 fn against_support(outcomes: &[Outcomes], committed: &str) -> Vec<String> {
@@ -215,7 +223,7 @@ pub fn write(outcomes: &[Outcomes], left: &[String]) -> Result<()> {
 /// The page for readers.
 fn page(outcomes: &[Outcomes], left: &[String], budget: &Budget) -> String {
     let mut page = "<!-- Written by `cargo xtask vm --write`. Do not edit. -->\n\n# Kernels\n\n\
-        What Siskin does on stock Debian cloud kernels, for x86_64 and one for arm64, found by running it and its tests on each of them.\n\n"
+        What Siskin does on stock Debian cloud kernels, for x86_64 and for arm64, found by running it and its tests on each of them.\n\n"
         .to_owned();
     let surveys: Vec<_> = surveys(outcomes).collect();
     let head = ["Kernel", "Release", "BTF", "Probes up", "Privileges"];
@@ -358,6 +366,37 @@ kernel  release  up          passed  failed  unsupported  boot         in all
 7.3     -        -           -       -       -            did not end  9 s
 ";
         assert_eq!(table(&outcomes()), expected);
+    }
+
+    /// What `cargo xtask vm` fails for: nothing on a run in which all is well, and each thing that can be wrong by itself.
+    #[test]
+    fn each_thing_that_is_wrong_makes_the_run_fail() -> Result<()> {
+        const AS_FOUND: &str = "6.1 tcp tp_btf/a one attached\n6.1 tcp iter/b one unsupported\n";
+        let well = || {
+            let mut outcomes = outcomes();
+            outcomes.pop();
+            if let Ok(said) = &mut outcomes[0].said {
+                said.ended.retain(|ended| !matches!(ended.outcome, Outcome::Failed(..)));
+            }
+            outcomes
+        };
+        let wrong = |outcomes: &[Outcomes], support: &str, most: &str| {
+            Ok::<_, anyhow::Error>(verdict(outcomes, support, &budget(most)?).len())
+        };
+        assert_eq!(wrong(&well(), AS_FOUND, "one 100")?, 0);
+        assert_eq!(wrong(&outcomes()[..1], AS_FOUND, "one 100")?, 1, "a test that failed");
+        let mut stuck = well();
+        stuck.extend(outcomes().pop());
+        assert_eq!(wrong(&stuck, AS_FOUND, "one 100")?, 1, "a kernel that did not come to its end");
+        let mut idle = well();
+        if let Ok(said) = &mut idle[0].said {
+            said.ended.clear();
+        }
+        assert_eq!(wrong(&idle, AS_FOUND, "one 100")?, 1, "no test");
+        let better = AS_FOUND.replace("unsupported", "attached");
+        assert_eq!(wrong(&well(), &better, "one 100")?, 2, "a hook in another state: one line gone, one new");
+        assert_eq!(wrong(&well(), AS_FOUND, "one 99")?, 1, "a program over its budget");
+        Ok(())
     }
 
     #[test]
