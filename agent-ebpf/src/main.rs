@@ -36,6 +36,8 @@ mod tcp_socket;
 #[cfg(target_arch = "bpf")]
 mod udp;
 #[cfg(target_arch = "bpf")]
+mod udp_entry;
+#[cfg(target_arch = "bpf")]
 mod udp_exit;
 
 #[cfg(target_arch = "bpf")]

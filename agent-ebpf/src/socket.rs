@@ -1,11 +1,9 @@
 //! What TCP and UDP sockets have in common: who owns them, and which flow they belong to.
 
-use core::ffi::c_void;
-
 use aya_ebpf::helpers::bpf_probe_read_kernel_buf;
 use siskin_ebpf::{FlowKey, Role};
 
-use crate::facts::{self, at, load};
+use crate::facts::{self, Pointer, at, follow, load};
 
 /// `AF_INET`.
 pub const AF_INET: u16 = 2;
@@ -14,20 +12,20 @@ pub const AF_INET6: u16 = 10;
 
 /// The id of the cgroup that owns the socket, whoever runs now.
 #[inline(always)]
-pub fn cgroup(sk: *const c_void) -> u64 {
-    // SAFETY: `sk` is a `sock` by BTF, and each next pointer is what the field before points to.
+pub fn cgroup(sk: impl Pointer) -> u64 {
+    // SAFETY: `sk` is a `sock`, and each next pointer is what the field before points to.
     unsafe {
-        let cgroup: *const c_void = load(sk, &facts::SK_CGROUP);
-        let node: *const c_void = load(cgroup, &facts::CGROUP_KN);
+        let cgroup = follow(sk, &facts::SK_CGROUP);
+        let node = follow(cgroup, &facts::CGROUP_KN);
         load(node, &facts::KN_ID)
     }
 }
 
 /// The flow that a socket belongs to.
 #[inline(always)]
-pub fn flow(sk: *const c_void, protocol: u8, role: Role) -> FlowKey {
+pub fn flow(sk: impl Pointer, protocol: u8, role: Role) -> FlowKey {
     let mut peer = [0; 16];
-    // SAFETY: `sk` is a `sock` by BTF; the 16 bytes of the address are copied by a helper, because the verifier follows no
+    // SAFETY: `sk` is a `sock`; the 16 bytes of the address are copied by a helper, because the verifier follows no
     // loads into the union that `in6_addr` is.
     unsafe {
         if load::<u16>(sk, &facts::SK_FAMILY) == AF_INET6 {

@@ -8,7 +8,7 @@ use siskin_ebpf::{Loss, PROTOCOL_UDP, Probe, Program, Role, Table, UdpBank, UdpR
 
 use crate::{
     atomic::add,
-    facts::{self, load, load_bits},
+    facts::{self, Pointer, load, load_bits},
     maps::{self, UDP_BANK},
     meter,
     sampling::{self, Weight},
@@ -29,36 +29,38 @@ const UNIT_LOG2: u32 = 4;
 /// `sock_send_length(sk, ret, flags)`, in the process that sent; 6.3 and later.
 #[btf_tracepoint(function = "sock_send_length")]
 pub fn udp_send(ctx: BtfTracePointContext) -> i32 {
-    sent(ctx.arg(0), ctx.arg(1))
+    let sk: *const c_void = ctx.arg(0);
+    sent(sk, ctx.arg(1))
 }
 
 /// `sock_recv_length(sk, ret, flags)`, in the process that received; 6.3 and later.
 #[btf_tracepoint(function = "sock_recv_length")]
 pub fn udp_receive(ctx: BtfTracePointContext) -> i32 {
-    received(ctx.arg(0), ctx.arg(1), ctx.arg(2))
+    let sk: *const c_void = ctx.arg(0);
+    received(sk, ctx.arg(1), ctx.arg(2))
 }
 
 /// A socket sent `result` bytes, or failed to.
 #[inline(always)]
-pub fn sent(sk: *const c_void, result: i32) -> i32 {
+pub fn sent(sk: impl Pointer, result: i32) -> i32 {
     moved(sk, result, 0, Program::UdpSend)
 }
 
 /// A socket received `result` bytes with these flags, or failed to.
 #[inline(always)]
-pub fn received(sk: *const c_void, result: i32, flags: u32) -> i32 {
+pub fn received(sk: impl Pointer, result: i32, flags: u32) -> i32 {
     let is_received = flags & (MSG_PEEK | MSG_ERRQUEUE) == 0;
     moved(sk, if is_received { result } else { NOTHING }, 1, Program::UdpReceive)
 }
 
 /// The result of a call that moved no datagram.
-const NOTHING: i32 = -1;
+pub const NOTHING: i32 = -1;
 
 /// A socket moved `result` bytes, or failed to: `direction` 0 is sent, 1 received.
 #[inline(always)]
-fn moved(sk: *const c_void, result: i32, direction: usize, program: Program) -> i32 {
+fn moved(sk: impl Pointer, result: i32, direction: usize, program: Program) -> i32 {
     let Some(slot) = meter::begin(program) else { return 0 };
-    // SAFETY: `sk` is a `sock` by the tracepoint's BTF.
+    // SAFETY: `sk` is a `sock`.
     let protocol: u16 = unsafe { load(sk, &facts::SK_PROTOCOL) };
     if protocol != u16::from(PROTOCOL_UDP) || result < 0 {
         return 0;
@@ -79,8 +81,8 @@ fn moved(sk: *const c_void, result: i32, direction: usize, program: Program) -> 
 
 /// Adds a taken datagram to its flow.
 #[inline(always)]
-fn count(sk: *const c_void, bytes: u64, direction: usize, weight: Weight, bank: *mut UdpBank) {
-    // SAFETY: `sk` is a `sock` by BTF.
+fn count(sk: impl Pointer, bytes: u64, direction: usize, weight: Weight, bank: *mut UdpBank) {
+    // SAFETY: `sk` is a `sock`.
     let bound = unsafe { load_bits(sk, &facts::SK_USERLOCKS) } & SOCK_BINDPORT_LOCK != 0;
     // A server waits on a port that it chose; who takes any port asks others.
     let role = if bound { Role::Server } else { Role::Client };

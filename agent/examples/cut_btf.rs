@@ -61,6 +61,7 @@ const STRUCTS: &[(&str, &[&str])] = &[
     ("ns_common", &["inum"]),
     ("inet_sock", &["inet_sport"]),
     ("tcp_sock", &["bytes_sent", "bytes_received", "bytes_retrans", "total_retrans", "srtt_us"]),
+    ("sk_buff", &["sk", "next", "len", "head", "data", "transport_header"]),
     ("socket", &["sk"]),
     ("file", &["private_data"]),
     (

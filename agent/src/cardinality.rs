@@ -9,6 +9,7 @@ use siskin_ebpf::{DiskOp, LOSSES, Probe, Program, Role};
 use crate::{
     exposition,
     flows::peer::Peers,
+    kernel::hook::Group,
     metrics::{self, Kind, Metric, Truth},
     probes::{self, Limits},
 };
@@ -119,8 +120,7 @@ pub fn parts(limits: &Limits, enabled: &[Probe]) -> Vec<Part> {
 /// What does not come in rows.
 fn fixed(limits: &Limits, runs: &impl Fn(Probe) -> bool) -> Vec<(&'static Metric, u64)> {
     let probes = Probe::ALL.len() as u64;
-    let hooks =
-        probes::groups().iter().map(|group| group.hooks.len() + group.instead.len()).sum::<usize>() as u64;
+    let hooks = probes::groups().iter().flat_map(Group::hooks).count() as u64;
     let programs = Program::ALL.len() as u64;
     let maps = probes::plans(limits).len() as u64;
     let estimates = metrics::ALL.iter().filter(|metric| metric.truth != Truth::Agent);

@@ -179,7 +179,8 @@ fn tried(probe: Probe, kernel: &Kernel) -> Checked {
 /// What can be said of a probe's hooks without loading anything.
 fn untried(probe: Probe, enabled: bool, facts: &Facts) -> Checked {
     let groups = probes::groups();
-    let hooks = groups.iter().flat_map(|group| group.hooks).filter(|hook| hook.probe == probe);
+    let hooks = groups.iter().filter_map(|group| group.ways.first()).flat_map(|way| way.hooks);
+    let hooks = hooks.filter(|hook| hook.probe == probe);
     let missing = facts.missing(probe);
     let tried = hooks.map(|hook| Tried {
         program: hook.program,

@@ -113,7 +113,7 @@ mod tests {
 
     /// A hook of the probe. Which one is all the same.
     fn hook(probe: Probe) -> Hook {
-        let mut hooks = probes::groups().into_iter().flat_map(|group| group.hooks);
+        let mut hooks = probes::groups().into_iter().flat_map(|group| group.hooks());
         *hooks.find(|hook| hook.probe == probe).expect("every probe has one")
     }
 

@@ -7,7 +7,7 @@ use siskin::{
         btf::Btf,
         facts,
         features::Features,
-        hook::{Needs, State},
+        hook::{Group, Needs, State},
         loader::{COMMON_MAPS, OBJECT},
         memory::Kind,
     },
@@ -34,8 +34,8 @@ fn object() -> aya_obj::Object {
 fn every_program_of_the_object_has_a_hook_and_every_hook_a_program() {
     let built: BTreeSet<_> = object().programs.keys().cloned().collect();
     let groups = probes::groups();
-    let hooks = groups.iter().flat_map(|group| [group.hooks, group.instead].concat());
-    let hooked: BTreeSet<_> = hooks.map(|hook| hook.program.to_owned()).collect();
+    let hooked: BTreeSet<_> =
+        groups.iter().flat_map(Group::hooks).map(|hook| hook.program.to_owned()).collect();
     assert_eq!(built, hooked);
 }
 
@@ -111,8 +111,9 @@ fn only_programs_that_others_can_replace_need_atomic_instructions_that_return_wh
     const BPF_STX_ATOMIC: [u8; 2] = [0xc3, 0xdb];
     let object = object();
     let groups = probes::groups();
-    let fetching = groups.iter().filter(|group| group.needs == Needs::FetchingAtomics);
-    let may: BTreeSet<_> = fetching.flat_map(|group| group.hooks).map(|hook| hook.program).collect();
+    let ways = groups.iter().flat_map(|group| group.ways);
+    let fetching = ways.filter(|way| way.needs == Needs::FetchingAtomics);
+    let may: BTreeSet<_> = fetching.flat_map(|way| way.hooks).map(|hook| hook.program).collect();
     for (name, program) in &object.programs {
         let function = &object.functions[&program.function_key()];
         let fetches = function.instructions.iter().any(|it| BPF_STX_ATOMIC.contains(&it.code) && it.imm != 0);
@@ -120,47 +121,71 @@ fn only_programs_that_others_can_replace_need_atomic_instructions_that_return_wh
     }
 }
 
-#[test]
-fn a_kernel_without_fetching_atomics_follows_sockets_by_address_and_says_what_it_does_not_tell() {
-    let bytes = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/btf/5.10.btf")).unwrap();
-    let features = Features { btf: &Btf::parse(&bytes).unwrap(), fetching_atomics: false };
-    let groups = probes::groups();
-    let group = groups.iter().find(|group| group.hooks[0].program == "tcp_state").unwrap();
-    let lack = features.lack(group).unwrap();
-    let states: Vec<_> =
-        group.hooks.iter().map(|hook| State::replaced(hook, group.instead, &lack).name()).collect();
-    assert_eq!(states, ["replaced", "unsupported", "replaced", "unsupported"]);
-    let newer = Features { btf: features.btf, fetching_atomics: true };
-    assert_eq!(newer.lack(group), None);
+/// The kernel's types, cut down.
+fn types(kernel: &str) -> Vec<u8> {
+    fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/btf/{kernel}.btf"))).unwrap()
+}
+
+/// What becomes of the hooks of a probe that would be cheaper than those chosen, and those chosen, on a kernel with these features.
+fn chosen(probe: Probe, features: &Features<'_>) -> (Vec<State>, Vec<String>) {
+    let (mut states, mut points) = (Vec::new(), Vec::new());
+    for group in probes::groups().iter().filter(|group| group.hooks().any(|hook| hook.probe == probe)) {
+        let choice = features.choose(group).unwrap();
+        for (way, lack) in &choice.passed {
+            states.extend(way.hooks.iter().map(|hook| State::replaced(hook, choice.way.hooks, lack)));
+        }
+        points.extend(choice.way.hooks.iter().map(|hook| hook.point.name()));
+    }
+    (states, points)
 }
 
 #[test]
-fn a_kernel_without_the_length_tracepoints_gets_the_returns_of_functions_instead() {
-    let udp_points = |kernel: &str| -> Vec<String> {
-        let bytes =
-            fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/btf/{kernel}.btf"))).unwrap();
-        let features = Features { btf: &Btf::parse(&bytes).unwrap(), fetching_atomics: true };
-        let groups = probes::groups();
-        let chosen = groups.iter().flat_map(|group| match features.lack(group) {
-            None => group.hooks,
-            Some(_) => group.instead,
-        });
-        chosen.filter(|hook| hook.probe == Probe::Udp).map(|hook| hook.point.name()).collect()
+fn a_kernel_without_fetching_atomics_follows_sockets_by_address_and_says_what_it_does_not_tell() {
+    let types = types("5.10");
+    let btf = Btf::parse(&types).unwrap();
+    let with = |fetching_atomics| {
+        let features = Features { btf: &btf, fetching_atomics, attaches_exits: |_| unreachable!() };
+        chosen(Probe::Tcp, &features)
+    };
+    let (states, points) = with(false);
+    let states: Vec<_> = states.iter().map(State::name).collect();
+    assert_eq!(states, ["replaced", "unsupported", "replaced", "unsupported"]);
+    assert_eq!(points[..2], ["tp_btf/inet_sock_set_state", "iter/tcp"]);
+    let (states, points) = with(true);
+    assert_eq!(states, []);
+    assert_eq!(points[1], "iter/bpf_sk_storage_map");
+}
+
+#[test]
+fn udp_sits_on_tracepoints_else_on_returns_of_functions_else_on_kprobes() {
+    let udp = |kernel, attaches_exits| {
+        let types = types(kernel);
+        let features = Features { btf: &Btf::parse(&types).unwrap(), fetching_atomics: true, attaches_exits };
+        let (states, points) = chosen(Probe::Udp, &features);
+        (states.iter().map(State::name).collect::<Vec<_>>(), points)
     };
     let exits = ["fexit/udp_sendmsg", "fexit/udpv6_sendmsg", "fexit/udp_recvmsg", "fexit/udpv6_recvmsg"];
+    let entries = ["kprobe/ip_send_skb", "kprobe/ip6_send_skb", "kprobe/skb_consume_udp"];
     for kernel in ["5.10", "6.1"] {
-        assert_eq!(udp_points(kernel), exits, "{kernel}");
+        let (states, points) = udp(kernel, |function| function != 0);
+        assert_eq!((states, points), (vec!["replaced"; 2], exits.map(str::to_owned).to_vec()), "{kernel}");
+        let (states, points) = udp(kernel, |_| false);
+        assert_eq!(points, entries, "{kernel}");
+        // What is handed to IP is not quite what was sent; what is received is.
+        let [sends, receives] = [["replaced", "unsupported", "unsupported"], ["replaced"; 3]];
+        assert_eq!(states, [sends, receives].concat(), "{kernel}");
     }
     for kernel in ["6.12", "6.18", "7.3"] {
-        assert_eq!(udp_points(kernel), ["tp_btf/sock_send_length", "tp_btf/sock_recv_length"], "{kernel}");
+        let (states, points) = udp(kernel, |_| unreachable!());
+        assert!(states.is_empty(), "{kernel}");
+        assert_eq!(points, ["tp_btf/sock_send_length", "tp_btf/sock_recv_length"], "{kernel}");
     }
 }
 
 #[test]
 fn a_field_that_is_not_there_stops_only_the_probes_that_read_it() {
     // A kernel without block devices.
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/btf/6.18.btf");
-    let mut bytes = fs::read(path).unwrap();
+    let mut bytes = types("6.18");
     let name = b"\0request\0";
     let at = bytes.windows(name.len()).position(|window| window == name).unwrap();
     bytes[at + 1] = b'R';

@@ -5,6 +5,7 @@ use std::{fs, path::PathBuf, process::Command};
 use siskin_tests::{
     agent::{Agent, binary},
     capability::{CAP_BPF, CAP_PERFMON, with_only},
+    metrics::Sample,
 };
 
 /// Runs the binary to its end: exit code, stdout, stderr.
@@ -25,6 +26,12 @@ fn line<'a>(report: &'a str, begin: &str) -> &'a str {
 /// The second word of such a line.
 fn state<'a>(report: &'a str, begin: &str) -> &'a str {
     line(report, begin).split_whitespace().nth(1).expect("a second word")
+}
+
+/// A label of a sample.
+fn label<'a>(sample: &'a Sample, name: &str) -> &'a str {
+    let label = sample.labels.iter().find(|(label, _)| label == name);
+    label.expect("a label of this name").1.as_str()
 }
 
 /// The types of a kernel that is like this one, but has no `struct request`: that of one without block devices.
@@ -154,6 +161,32 @@ fn strict_refuses_to_start_without_a_probe_and_lenient_says_what_is_missing() {
     Agent::start(&[&kernel.flag(), "--no-collector.disk", "--collector.strict"]).scrape();
 }
 
+/// Every kernel is one or the other, as the agent itself says when it may start all the same.
+#[test]
+fn strict_starts_only_where_this_kernel_lacks_nothing() {
+    let metrics = Agent::start(&[]).scrape();
+    let lacks: Vec<_> = metrics
+        .find("siskin_probe_hook_info", &[("state", "unsupported")])
+        .map(|hook| ["probe", "hook", "reason"].map(|name| label(hook, name)))
+        .map(|[probe, hook, reason]| format!("{probe} {hook}: {reason}"))
+        .collect();
+    let (checked, out, _) = siskin(&["check", "--collector.strict"]);
+    if lacks.is_empty() {
+        assert_eq!(checked, Some(0), "{out}");
+        Agent::start(&["--collector.strict"]).scrape();
+        return;
+    }
+    assert_eq!(checked, Some(1), "{out}");
+    let (code, _, err) = siskin(&["run", "--web.listen-address=127.0.0.1:0", "--collector.strict"]);
+    assert_eq!(code, Some(1), "{err}");
+    let last = err.lines().last().expect("a line");
+    println!("{last}");
+    assert!(last.starts_with("siskin: --collector.strict is given, and this kernel lacks: "), "{err}");
+    for lack in lacks {
+        assert!(last.contains(&lack), "no {lack:?} in {last}");
+    }
+}
+
 #[test]
 fn readiness_names_all_that_this_kernel_lacks_and_wants_no_more() {
     let agent = Agent::start(&[]);
@@ -162,10 +195,7 @@ fn readiness_names_all_that_this_kernel_lacks_and_wants_no_more() {
     let metrics = agent.scrape();
     let lacking: Vec<_> = metrics.find("siskin_probe_hook_info", &[("state", "unsupported")]).collect();
     for hook in &lacking {
-        let of = |name| {
-            let label = hook.labels.iter().find(|(label, _)| label == name);
-            label.expect("a label of this name").1.as_str()
-        };
+        let of = |name| label(hook, name);
         let line = format!("\n  {} {}: {}\n", of("probe"), of("hook"), of("reason"));
         assert!(page.contains(&line), "no {line:?} in:\n{page}");
     }

@@ -86,6 +86,12 @@ macro_rules! kernel_facts {
                 SK_ERR = "sock" "sk_err" 4 Required [Tcp];
                 SK_FLAGS = "sock" "__sk_common.skc_flags" 8 Required [Tcp];
                 SK_CGROUP = "sock" "sk_cgrp_data.cgroup" 8 Required [Tcp, Udp];
+                SKB_SK = "sk_buff" "sk" 8 Required [Udp];
+                SKB_NEXT = "sk_buff" "next" 8 Required [Udp];
+                SKB_LEN = "sk_buff" "len" 4 Required [Udp];
+                SKB_HEAD = "sk_buff" "head" 8 Required [Udp];
+                SKB_DATA = "sk_buff" "data" 8 Required [Udp];
+                SKB_TRANSPORT = "sk_buff" "transport_header" 2 Required [Udp];
                 SOCKET_SK = "socket" "sk" 8 Required [Tcp];
                 TCP_BYTES_SENT = "tcp_sock" "bytes_sent" 8 Required [Tcp];
                 TCP_BYTES_RETRANS = "tcp_sock" "bytes_retrans" 8 Required [Tcp];

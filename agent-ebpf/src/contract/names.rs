@@ -85,4 +85,8 @@ pub mod program {
     pub const UDP_SENDMSG: [&str; 2] = ["udp_sendmsg", "udpv6_sendmsg"];
     /// Count datagrams received, likewise.
     pub const UDP_RECVMSG: [&str; 2] = ["udp_recvmsg", "udpv6_recvmsg"];
+    /// Count datagrams sent, by the peer's address family, where returns cannot be had either; kprobes on the functions of the same names.
+    pub const UDP_TO_IP: [&str; 2] = ["ip_send_skb", "ip6_send_skb"];
+    /// Counts datagrams received, likewise.
+    pub const UDP_CONSUME: &str = "skb_consume_udp";
 }

@@ -32,15 +32,10 @@ impl Attachment {
         Self { probe, programs: Vec::new(), is_attached: false }
     }
 
-    /// Attaches one more program, which then belongs to the probe's. One that `stays` is never detached.
-    ///
-    /// # Errors
-    /// When the kernel refuses; the program is then none of the probe's.
-    pub fn add(&mut self, name: &'static str, program: OwnedFd, stays: bool) -> anyhow::Result<()> {
-        let link = Some(sys::attach(program.as_fd())?);
-        self.programs.push(Attached { name, program, link, stays });
+    /// Takes one more program, which is attached by `link`. One that `stays` is never detached.
+    pub fn add(&mut self, name: &'static str, program: OwnedFd, link: OwnedFd, stays: bool) {
+        self.programs.push(Attached { name, program, link: Some(link), stays });
         self.is_attached = true;
-        Ok(())
     }
 
     /// Whether the programs are attached, but for those that stay in any case.

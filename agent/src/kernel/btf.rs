@@ -364,14 +364,22 @@ impl<'a> Btf<'a> {
     /// # Errors
     /// [`BtfError::NoFunction`] if this kernel has none outside of modules; [`BtfError::Corrupt`].
     pub fn function(&self, name: &str) -> Result<Vec<Param<'a>>, BtfError> {
-        let mut records = (1..).map_while(|id| self.get(id).ok());
-        let record = records.find(|record| record.kind() == FUNC && self.name_is(record.name, name));
-        let record = record.ok_or_else(|| BtfError::NoFunction(name.into()))?;
+        let record = self.get(self.function_id(name)?)?;
         let prototype = self.get(record.value)?;
         if prototype.kind() != FUNC_PROTO {
             return Err(record.corrupt("a function without a prototype"));
         }
         prototype.elements().map(|[_, id]| self.param(id)).collect()
+    }
+
+    /// The number of a function's type, by which programs are attached to it.
+    ///
+    /// # Errors
+    /// [`BtfError::NoFunction`] if this kernel has none outside of modules.
+    pub fn function_id(&self, name: &str) -> Result<u32, BtfError> {
+        let mut records = (1..).map_while(|id| self.get(id).ok());
+        let record = records.find(|record| record.kind() == FUNC && self.name_is(record.name, name));
+        record.map(|record| record.id).ok_or_else(|| BtfError::NoFunction(name.into()))
     }
 
     fn get(&self, id: u32) -> Result<Type<'a>, BtfError> {

@@ -2,7 +2,7 @@
 
 use super::{
     btf::Btf,
-    hook::{Group, Needs},
+    hook::{Group, Needs, Way},
     sys,
 };
 
@@ -12,24 +12,49 @@ pub struct Features<'a> {
     pub btf: &'a Btf<'a>,
     /// Whether atomic instructions return what was there.
     pub fetching_atomics: bool,
+    /// Whether programs can be attached to the return of a function, by the number of its type. Asked only where the answer is needed.
+    pub attaches_exits: fn(u32) -> bool,
+}
+
+/// The way that was chosen for a group.
+#[derive(Clone, Debug)]
+pub struct Choice {
+    /// The way.
+    pub way: Way,
+    /// Those that would be cheaper, with what they lack here.
+    pub passed: Vec<(Way, String)>,
 }
 
 impl<'a> Features<'a> {
     /// Asks the kernel that runs, of whose types `btf` tells.
     pub fn probe(btf: &'a Btf<'a>) -> Self {
-        Self { btf, fetching_atomics: sys::atomics_fetch() }
+        Self { btf, fetching_atomics: sys::atomics_fetch(), attaches_exits: sys::attaches_exits }
     }
 
-    /// Why the group's cheapest hooks cannot be used; `None` when they can, or when there is nothing else to try.
-    pub fn lack(&self, group: &Group) -> Option<String> {
-        if group.instead.is_empty() {
-            return None;
+    /// Chooses the cheapest way that can be used.
+    pub fn choose(&self, group: &Group) -> Option<Choice> {
+        let mut passed = Vec::new();
+        for way in group.ways {
+            match self.lack(way) {
+                Some(lack) if passed.len() + 1 < group.ways.len() => passed.push((*way, lack)),
+                _ => return Some(Choice { way: *way, passed }),
+            }
         }
-        match group.needs {
+        None
+    }
+
+    /// Why the hooks of a way cannot be used.
+    fn lack(&self, way: &Way) -> Option<String> {
+        match way.needs {
             Needs::Nothing => None,
             Needs::Tracepoint(name) => {
                 self.btf.tracepoint(name).is_err().then(|| format!("this kernel has no tp_btf/{name}"))
             }
+            Needs::Exit(name) => match self.btf.function_id(name) {
+                Ok(id) if (self.attaches_exits)(id) => None,
+                Ok(_) => Some("this kernel attaches nothing to the return of functions".to_owned()),
+                Err(_) => Some(format!("this kernel has no fexit/{name}")),
+            },
             Needs::FetchingAtomics => (!self.fetching_atomics).then(|| {
                 "this kernel's atomic instructions do not return what was there (Linux 5.12)".to_owned()
             }),

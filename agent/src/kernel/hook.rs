@@ -9,6 +9,8 @@ pub enum Point {
     Tracepoint(&'static str),
     /// The return of a kernel function, with arguments typed by BTF.
     Exit(&'static str),
+    /// The entry of a kernel function, with arguments that are numbers: a kprobe.
+    Entry(&'static str),
     /// An iterator over kernel objects, run by user space.
     Iterator(&'static str),
     /// An iterator over the elements of a map.
@@ -21,13 +23,14 @@ impl Point {
         match self {
             Self::Tracepoint(name) => format!("tp_btf/{name}"),
             Self::Exit(name) => format!("fexit/{name}"),
+            Self::Entry(name) => format!("kprobe/{name}"),
             Self::Iterator(name) | Self::MapIterator(name, _) => format!("iter/{name}"),
         }
     }
 
     /// Whether programs run there by themselves, and not when user space asks.
     pub const fn is_event(&self) -> bool {
-        matches!(self, Self::Tracepoint(_) | Self::Exit(_))
+        matches!(self, Self::Tracepoint(_) | Self::Exit(_) | Self::Entry(_))
     }
 }
 
@@ -42,29 +45,41 @@ pub struct Hook {
     pub point: Point,
     /// What a kernel without this point lacks.
     pub remedy: &'static str,
-    /// What is not told where others are used instead; `None` when they tell the same truth.
+    /// What is not told where the next way is used instead; `None` when that tells the same truth.
     pub loses: Option<&'static str>,
     /// Whether the program has to see every event, and is never detached.
     pub stays: bool,
 }
 
-/// Hooks that work together, and others that do their work on kernels that lack what they need.
+/// Work that hooks can do in more than one way.
 #[derive(Clone, Copy, Debug)]
 pub struct Group {
-    /// What the hooks need. Found out before anything is loaded.
+    /// The ways, the cheapest first. The last is taken when nothing of what the others need is there.
+    pub ways: &'static [Way],
+}
+
+/// Hooks that work together.
+#[derive(Clone, Copy, Debug)]
+pub struct Way {
+    /// What they need. Found out before anything is loaded.
     pub needs: Needs,
-    /// The cheapest hooks.
+    /// The hooks.
     pub hooks: &'static [Hook],
-    /// What is used where their need is not met; empty when nothing can be.
-    pub instead: &'static [Hook],
-    /// The maps that only one side uses: of `hooks`, and of `instead`.
-    pub maps: [&'static [&'static str]; 2],
+    /// The maps that only they use.
+    pub maps: &'static [&'static str],
+}
+
+impl Way {
+    /// Hooks that need nothing else, or that nothing replaces.
+    pub const fn any(hooks: &'static [Hook]) -> Self {
+        Self { needs: Needs::Nothing, hooks, maps: &[] }
+    }
 }
 
 impl Group {
-    /// Hooks that nothing can replace.
-    pub const fn only(hooks: &'static [Hook]) -> Self {
-        Self { needs: Needs::Nothing, hooks, instead: &[], maps: [&[], &[]] }
+    /// Every hook, whichever way it belongs to.
+    pub fn hooks(&self) -> impl Iterator<Item = &'static Hook> + use<> {
+        self.ways.iter().flat_map(|way| way.hooks)
     }
 }
 
@@ -75,6 +90,8 @@ pub enum Needs {
     Nothing,
     /// This BTF tracepoint.
     Tracepoint(&'static str),
+    /// Programs on the return of functions, such as this one.
+    Exit(&'static str),
     /// Atomic instructions that return what was there (5.12).
     FetchingAtomics,
 }
@@ -116,7 +133,7 @@ impl State {
         }
     }
 
-    /// What becomes of a hook whose group is replaced because of `lack`.
+    /// What becomes of a hook in whose place others are used, because of `lack`.
     pub fn replaced(hook: &Hook, instead: &[Hook], lack: &str) -> Self {
         let points: Vec<_> = instead.iter().map(|hook| hook.point.name()).collect();
         let reason = format!("{lack}; {} instead", points.join(" and "));

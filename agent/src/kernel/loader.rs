@@ -21,7 +21,7 @@ use super::{
     btf::Btf,
     control::Control,
     facts::{self, Facts},
-    features::Features,
+    features::{Choice, Features},
     hook::{Group, Hook, HookState, Point, State},
     iter::Iter,
     memory::{self, Kind, Plan},
@@ -81,19 +81,6 @@ pub struct Kernel {
     exits_attach_again: Option<bool>,
 }
 
-/// A group with why its cheapest hooks cannot be used, if so.
-struct Choice<'a> {
-    group: &'a Group,
-    lack: Option<String>,
-}
-
-impl Choice<'_> {
-    /// The maps that only the side uses which was not chosen.
-    fn unused_maps(&self) -> &'static [&'static str] {
-        self.group.maps[usize::from(self.lack.is_none())]
-    }
-}
-
 impl Kernel {
     /// Loads and attaches what `request` asks for.
     ///
@@ -106,8 +93,7 @@ impl Kernel {
         let btf = parse_types(&bytes, &path)?;
         let facts = facts::resolve(&btf);
         let features = Features::probe(&btf);
-        let choices: Vec<_> =
-            request.groups.iter().map(|group| Choice { group, lack: features.lack(group) }).collect();
+        let choices: Vec<_> = request.groups.iter().filter_map(|group| features.choose(group)).collect();
 
         let cpus = possible_cpus()? as u64;
         let plans = plans(request, &facts, &choices);
@@ -158,29 +144,25 @@ impl Kernel {
         Ok(kernel)
     }
 
-    /// Attaches the hooks of a group that were chosen, and notes what became of all.
-    fn attach_group(&mut self, choice: &Choice<'_>, enabled: &[Probe], facts: &Facts, btf: &AyaBtf) {
-        let Group { hooks, instead, .. } = choice.group;
+    /// Attaches the hooks that were chosen for a group, and notes what became of all.
+    fn attach_group(&mut self, choice: &Choice, enabled: &[Probe], facts: &Facts, btf: &AyaBtf) {
+        let Choice { way, passed } = choice;
         let put = |kernel: &mut Self, hook: &Hook, lack: Option<&str>| {
             let state = if !enabled.contains(&hook.probe) {
                 State::Disabled
             } else if let Some(reason) = facts.missing(hook.probe) {
                 State::Unsupported(reason.to_owned())
             } else if let Some(lack) = lack {
-                State::replaced(hook, instead, lack)
+                State::replaced(hook, way.hooks, lack)
             } else {
                 kernel.attach(hook, btf)
             };
             kernel.hooks.push(HookState { hook: *hook, state });
         };
-        for hook in *hooks {
-            put(self, hook, choice.lack.as_deref());
+        for (way, lack) in passed {
+            way.hooks.iter().for_each(|hook| put(self, hook, Some(lack)));
         }
-        if choice.lack.is_some() {
-            for hook in *instead {
-                put(self, hook, None);
-            }
-        }
+        way.hooks.iter().for_each(|hook| put(self, hook, None));
     }
 
     fn attach(&mut self, hook: &Hook, btf: &AyaBtf) -> State {
@@ -195,7 +177,7 @@ impl Kernel {
                 tracing::debug!("verifier log of {program}: {verifier_log}");
                 refused(hook, io_error, &verifier_log.to_string())
             }
-            _ if errno(&error) == Some(ENOTSUPP) => {
+            _ if matches!(errno(&error), Some(ENOTSUPP | libc::ENOENT)) => {
                 State::Unsupported(format!("this kernel attaches nothing to {point}; it needs {remedy}"))
             }
             _ => State::Failed(format!("cannot attach program `{program}`: {error:#}")),
@@ -206,7 +188,7 @@ impl Kernel {
         let name = hook.program;
         let map = match hook.point {
             Point::MapIterator(_, map) => Some(self.map(map)?),
-            Point::Tracepoint(_) | Point::Exit(_) | Point::Iterator(_) => None,
+            Point::Tracepoint(_) | Point::Exit(_) | Point::Entry(_) | Point::Iterator(_) => None,
         };
         let program = program(&mut self.ebpf, name)?;
         let mut stays = hook.stays;
@@ -232,6 +214,10 @@ impl Kernel {
                 };
                 stays |= !again;
             }
+            Point::Entry(_) => {
+                let AyaProgram::KProbe(program) = program else { bail!(OTHER_KIND) };
+                program.load()?;
+            }
             Point::Iterator(target) | Point::MapIterator(target, _) => {
                 let program: &mut IterProgram = program.try_into()?;
                 program.load(target, btf)?;
@@ -245,7 +231,11 @@ impl Kernel {
                 self.attachments.push(Attachment::new(hook.probe));
                 self.attachments.len() - 1
             });
-            self.attachments[index].add(name, fd.try_clone()?, stays)?;
+            let link = match hook.point {
+                Point::Entry(function) => sys::attach_entry(fd.as_fd(), function, kprobes(&self.sysfs)?)?,
+                _ => sys::attach(fd.as_fd())?,
+            };
+            self.attachments[index].add(name, fd.try_clone()?, link, stays);
         }
         self.programs.push(Program::new(hook.probe, name, fd));
         Ok(())
@@ -313,14 +303,24 @@ impl Kernel {
 }
 
 /// The maps to make. The object makes every map; those that nobody will use are as small as can be.
-fn plans(request: &Request<'_>, facts: &Facts, choices: &[Choice<'_>]) -> Vec<Plan> {
+fn plans(request: &Request<'_>, facts: &Facts, choices: &[Choice]) -> Vec<Plan> {
     let runs = |probe| request.enabled.contains(&probe) && facts.missing(probe).is_none();
-    let is_used = |name| !choices.iter().any(|choice| choice.unused_maps().contains(&name));
+    let is_of_a_way =
+        |name| request.groups.iter().flat_map(|group| group.ways).any(|way| way.maps.contains(&name));
+    let is_chosen = |name| choices.iter().any(|choice| choice.way.maps.contains(&name));
+    let is_used = |name| is_chosen(name) || !is_of_a_way(name);
     let of_probes = request.plans.iter().map(|(probe, plan)| Plan {
         entries: if runs(*probe) && is_used(plan.name) { plan.entries } else { 1 },
         ..*plan
     });
     COMMON_MAPS.into_iter().chain(of_probes).collect()
+}
+
+/// The number by which `perf_event_open(2)` knows kprobes; where there are none it is not there (`ENOENT`).
+fn kprobes(sysfs: &Path) -> anyhow::Result<u32> {
+    let path = sysfs.join("bus/event_source/devices/kprobe/type");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    text.trim().parse().with_context(|| format!("{} has no number: {text}", path.display()))
 }
 
 /// What the kernel says when it cannot do a thing on this architecture (include/linux/errno.h, 6.18); libc has no name for it.
@@ -424,7 +424,7 @@ mod tests {
 
     #[test]
     fn what_the_kernel_lacks_is_told_from_what_it_refuses() {
-        let hook = probes::udp::GROUPS[0].instead[0];
+        let hook = probes::udp::GROUPS[0].ways[1].hooks[0];
         let refused = |errno, log| refused(&hook, &io::Error::from_raw_os_error(errno), log);
         let what = format!("cannot load program `{}` for {}: ", hook.program, hook.point.name());
         // The log's first line is the objection, the second statistics.

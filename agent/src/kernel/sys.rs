@@ -1,11 +1,15 @@
-//! The `bpf(2)` calls that aya has no wrapper for. Layouts from include/uapi/linux/bpf.h, 6.18.
+//! The `bpf(2)` calls that aya has no wrapper for, and attaching without aya's keeping of links. Layouts from include/uapi/linux/bpf.h, 6.18.
 
 use std::{
+    ffi::CString,
     io,
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
 };
 
-use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_prog_info, bpf_prog_type};
+use aya_obj::generated::{
+    PERF_EVENT_IOC_SET_BPF, PERF_FLAG_FD_CLOEXEC, bpf_attach_type, bpf_attr, bpf_cmd, bpf_prog_info,
+    bpf_prog_type, perf_event_attr,
+};
 
 /// Calls `bpf(2)`.
 ///
@@ -157,6 +161,60 @@ pub fn attaches_again(program: BorrowedFd<'_>) -> io::Result<bool> {
     }
 }
 
+/// Whether programs can be attached to the return of the function whose type has this number: attaches one that does nothing, and lets
+/// it go.
+pub fn attaches_exits(function: u32) -> bool {
+    let program = [instruction(0xb7, 0x00, 0, 0), EXIT];
+    let mut attr = attr();
+    // SAFETY: a union: the members that BPF_PROG_LOAD reads.
+    let load = unsafe { &mut attr.__bindgen_anon_3 };
+    load.prog_type = bpf_prog_type::BPF_PROG_TYPE_TRACING as u32;
+    load.expected_attach_type = bpf_attach_type::BPF_TRACE_FEXIT as u32;
+    load.attach_btf_id = function;
+    load.insns = program.as_ptr() as u64;
+    load.insn_cnt = program.len() as u32;
+    load.license = c"GPL".as_ptr() as u64;
+    // SAFETY: instructions and licence outlive the call.
+    let loaded = unsafe { bpf(bpf_cmd::BPF_PROG_LOAD, &mut attr) }.map(owned);
+    loaded.and_then(|program| attach(program.as_fd())).is_ok()
+}
+
+/// Attaches a loaded kprobe program to the entry of a function. It stays attached as long as the event is open. `kprobes` is what
+/// `perf_event_open(2)` calls kprobes.
+///
+/// # Errors
+/// `ENOENT` when the kernel has no such function, `EACCES` without CAP_PERFMON.
+pub fn attach_entry(program: BorrowedFd<'_>, function: &str, kprobes: u32) -> io::Result<OwnedFd> {
+    let function = CString::new(function)?;
+    // SAFETY: a struct of integers, valid for every bit pattern.
+    let mut event: perf_event_attr = unsafe { std::mem::zeroed() };
+    event.size = size_of::<perf_event_attr>() as u32;
+    event.type_ = kprobes;
+    event.__bindgen_anon_3.kprobe_func = function.as_ptr() as u64;
+    // Programs run on every CPU, whichever the event is on (kprobe_perf_func, kernel/trace/trace_kprobe.c, 6.1).
+    let (any_task, cpu, no_group) = (-1, 0, -1);
+    // SAFETY: the attributes and the name outlive the call, which copies them.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_perf_event_open,
+            &raw const event,
+            any_task,
+            cpu,
+            no_group,
+            PERF_FLAG_FD_CLOEXEC,
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let event = owned(result);
+    // SAFETY: two descriptors that are open during the call.
+    match unsafe { libc::ioctl(event.as_raw_fd(), PERF_EVENT_IOC_SET_BPF.into(), program.as_raw_fd()) } {
+        0 => Ok(event),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Links a loaded iterator program, to the elements of `map` where it visits a map's elements.
 ///
 /// # Errors
@@ -208,19 +266,22 @@ pub fn program_info(program: BorrowedFd<'_>) -> io::Result<bpf_prog_info> {
     Ok(info)
 }
 
+/// Opcode; destination (low) and source register; offset; immediate. include/uapi/linux/bpf.h, struct bpf_insn, 6.18.
+const fn instruction(code: u8, registers: u8, offset: i16, immediate: i32) -> u64 {
+    code as u64 | (registers as u64) << 8 | (offset as u16 as u64) << 16 | (immediate as u32 as u64) << 32
+}
+
+const EXIT: u64 = instruction(0x95, 0x00, 0, 0);
+
 /// Whether the verifier takes atomic instructions that return what was there: loads a program with one, and lets it go.
 pub fn atomics_fetch() -> bool {
-    // Opcode; destination (low) and source register; offset; immediate. include/uapi/linux/bpf.h, struct bpf_insn, 6.18.
-    const fn instruction(code: u8, registers: u8, offset: i16, immediate: i32) -> u64 {
-        code as u64 | (registers as u64) << 8 | (offset as u16 as u64) << 16 | (immediate as u32 as u64) << 32
-    }
     const BPF_XCHG: i32 = 0xe1;
     let program = [
         instruction(0xb7, 0x00, 0, 0),         // r0 = 0
         instruction(0x7b, 0x0a, -8, 0),        // *(u64 *)(r10 - 8) = r0
         instruction(0xdb, 0x0a, -8, BPF_XCHG), // r0 = xchg((u64 *)(r10 - 8), r0)
         instruction(0xb7, 0x00, 0, 0),         // r0 = 0
-        instruction(0x95, 0x00, 0, 0),         // exit
+        EXIT,
     ];
     let mut attr = attr();
     // SAFETY: a union: the members that BPF_PROG_LOAD reads.

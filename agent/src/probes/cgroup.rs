@@ -10,7 +10,7 @@ use crate::{
     flows::FlowTable,
     kernel::{
         control::Control,
-        hook::{Group, Hook, Point},
+        hook::{Group, Hook, Point, Way},
         loader::{Kernel, possible_cpus},
         memory::{Kind, Plan},
         rows::Bank,
@@ -20,10 +20,12 @@ use crate::{
 };
 
 /// The probe's programs.
-pub const GROUPS: &[Group] = &[Group::only(&[
-    hook(program::CGROUP_MKDIR, "cgroup_mkdir"),
-    hook(program::CGROUP_RELEASE, "cgroup_release"),
-])];
+pub const GROUPS: &[Group] = &[Group {
+    ways: &[Way::any(&[
+        hook(program::CGROUP_MKDIR, "cgroup_mkdir"),
+        hook(program::CGROUP_RELEASE, "cgroup_release"),
+    ])],
+}];
 
 const fn hook(program: &'static str, tracepoint: &'static str) -> Hook {
     let point = Point::Tracepoint(tracepoint);

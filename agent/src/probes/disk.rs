@@ -17,7 +17,7 @@ use crate::{
     flows::FlowTable,
     kernel::{
         control::Control,
-        hook::{Group, Hook, Point},
+        hook::{Group, Hook, Point, Way},
         loader::{Kernel, possible_cpus},
         memory::{Kind, Plan},
         rows::{Bank, Deltas, Keyed, Rows},
@@ -27,14 +27,16 @@ use crate::{
 };
 
 /// The probe's programs.
-pub const GROUPS: &[Group] = &[Group::only(&[Hook {
-    probe: Probe::Disk,
-    program: program::DISK_COMPLETE,
-    point: Point::Tracepoint("block_rq_complete"),
-    remedy: "CONFIG_BLOCK=y",
-    loses: None,
-    stays: false,
-}])];
+pub const GROUPS: &[Group] = &[Group {
+    ways: &[Way::any(&[Hook {
+        probe: Probe::Disk,
+        program: program::DISK_COMPLETE,
+        point: Point::Tracepoint("block_rq_complete"),
+        remedy: "CONFIG_BLOCK=y",
+        loses: None,
+        stays: false,
+    }])],
+}];
 
 /// Rows in the kernel's table of devices: one per operation.
 const fn device_rows(limits: &Limits) -> u32 {

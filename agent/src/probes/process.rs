@@ -13,7 +13,7 @@ use crate::{
     flows::FlowTable,
     kernel::{
         control::Control,
-        hook::{Group, Hook, Point},
+        hook::{Group, Hook, Point, Way},
         loader::{Kernel, possible_cpus},
         memory::{Kind, Plan},
         rows::{Bank, Rows},
@@ -23,11 +23,13 @@ use crate::{
 };
 
 /// The probe's programs.
-pub const GROUPS: &[Group] = &[Group::only(&[
-    hook(program::PROCESS_EXEC, "sched_process_exec"),
-    hook(program::PROCESS_FORK, "sched_process_fork"),
-    hook(program::PROCESS_EXIT, "sched_process_exit"),
-])];
+pub const GROUPS: &[Group] = &[Group {
+    ways: &[Way::any(&[
+        hook(program::PROCESS_EXEC, "sched_process_exec"),
+        hook(program::PROCESS_FORK, "sched_process_fork"),
+        hook(program::PROCESS_EXIT, "sched_process_exit"),
+    ])],
+}];
 
 const fn hook(program: &'static str, tracepoint: &'static str) -> Hook {
     let point = Point::Tracepoint(tracepoint);

@@ -14,7 +14,7 @@ use crate::{
     flows::{FlowTable, Protocol},
     kernel::{
         control::Control,
-        hook::{Group, Hook, Needs, Point},
+        hook::{Group, Hook, Needs, Point, Way},
         iter::Iter,
         loader::{Kernel, possible_cpus},
         memory::{Kind, Plan},
@@ -27,38 +27,48 @@ use crate::{
 /// The probe's programs. The one that follows states comes first: what it sees is not adopted again.
 pub const GROUPS: &[Group] = &[
     Group {
-        needs: Needs::FetchingAtomics,
-        hooks: &[
-            hook(program::TCP_STATE, STATE, INET),
-            Hook {
-                loses: Some(
-                    "in other network namespaces bytes are counted when a connection ends, and none are known to be open",
-                ),
-                ..hook(
-                    program::TCP_SWEEP,
-                    Point::MapIterator("bpf_sk_storage_map", map::TCP_SOCKETS),
-                    "Linux 5.12",
-                )
+        ways: &[
+            Way {
+                needs: Needs::FetchingAtomics,
+                hooks: &[
+                    hook(program::TCP_STATE, STATE, INET),
+                    Hook {
+                        loses: Some(
+                            "in other network namespaces bytes are counted when a connection ends, and none are known to be open",
+                        ),
+                        ..hook(
+                            program::TCP_SWEEP,
+                            Point::MapIterator("bpf_sk_storage_map", map::TCP_SOCKETS),
+                            "Linux 5.12",
+                        )
+                    },
+                    hook(program::TCP_LISTEN, Point::Iterator("task_file"), "Linux 5.11"),
+                    Hook {
+                        loses: Some(
+                            "connections in other network namespaces that are older than Siskin are not counted",
+                        ),
+                        ..hook(program::TCP_ADOPT, Point::Iterator("task_file"), "Linux 5.11")
+                    },
+                ],
+                maps: &[map::TCP_SOCKETS],
             },
-            hook(program::TCP_LISTEN, Point::Iterator("task_file"), "Linux 5.11"),
-            Hook {
-                loses: Some(
-                    "connections in other network namespaces that are older than Siskin are not counted",
-                ),
-                ..hook(program::TCP_ADOPT, Point::Iterator("task_file"), "Linux 5.11")
+            Way {
+                hooks: &[
+                    // What it remembers of a socket has to go with the socket.
+                    Hook { stays: true, ..hook(program::TCP_STATE_BY_ADDRESS, STATE, INET) },
+                    hook(program::TCP_WALK, Point::Iterator("tcp"), "Linux 5.9"),
+                ],
+                maps: &[map::TCP_BY_ADDRESS],
+                needs: Needs::Nothing,
             },
         ],
-        instead: &[
-            // What it remembers of a socket has to go with the socket.
-            Hook { stays: true, ..hook(program::TCP_STATE_BY_ADDRESS, STATE, INET) },
-            hook(program::TCP_WALK, Point::Iterator("tcp"), "Linux 5.9"),
-        ],
-        maps: [&[map::TCP_SOCKETS], &[map::TCP_BY_ADDRESS]],
     },
-    Group::only(&[
-        hook(program::TCP_RESET_SENT, Point::Tracepoint("tcp_send_reset"), INET),
-        hook(program::TCP_RESET_RECEIVED, Point::Tracepoint("tcp_receive_reset"), INET),
-    ]),
+    Group {
+        ways: &[Way::any(&[
+            hook(program::TCP_RESET_SENT, Point::Tracepoint("tcp_send_reset"), INET),
+            hook(program::TCP_RESET_RECEIVED, Point::Tracepoint("tcp_receive_reset"), INET),
+        ])],
+    },
 ];
 
 const STATE: Point = Point::Tracepoint("inet_sock_set_state");

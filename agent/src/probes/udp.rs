@@ -12,7 +12,7 @@ use crate::{
     flows::{FlowTable, Protocol},
     kernel::{
         control::Control,
-        hook::{Group, Hook, Needs, Point},
+        hook::{Group, Hook, Needs, Point, Way},
         loader::{Kernel, possible_cpus},
         memory::{Kind, Plan},
         rows::{Bank, Rows},
@@ -21,28 +21,57 @@ use crate::{
     workload::{Hierarchy, Workloads},
 };
 
-/// The probe's programs. Both places tell the same number; the tracepoints are one for both address families.
+/// The probe's programs. Tracepoints and returns of functions tell the same number; the tracepoints are one for both address families.
+/// Kprobes tell it of what is received.
 pub const GROUPS: &[Group] = &[
-    group("sock_send_length", &[tracepoint(program::UDP_SEND, "sock_send_length")], &SENDMSG),
-    group("sock_recv_length", &[tracepoint(program::UDP_RECEIVE, "sock_recv_length")], &RECVMSG),
+    Group {
+        ways: &[
+            tracepoint("sock_send_length", &[hook(program::UDP_SEND, SEND, "Linux 6.3")]),
+            exits(
+                SENDMSG[0],
+                &[
+                    Hook { loses: Some(HANDED_TO_IP), ..exit(SENDMSG[0]) },
+                    Hook { loses: Some(HANDED_TO_IP), ..exit(SENDMSG[1]) },
+                ],
+            ),
+            Way::any(&[entry(program::UDP_TO_IP[0]), entry(program::UDP_TO_IP[1])]),
+        ],
+    },
+    Group {
+        ways: &[
+            tracepoint("sock_recv_length", &[hook(program::UDP_RECEIVE, RECEIVE, "Linux 6.3")]),
+            exits(RECVMSG[0], &[exit(RECVMSG[0]), exit(RECVMSG[1])]),
+            Way::any(&[entry(program::UDP_CONSUME)]),
+        ],
+    },
 ];
 
-const SENDMSG: [Hook; 2] = exits(program::UDP_SENDMSG);
-const RECVMSG: [Hook; 2] = exits(program::UDP_RECVMSG);
+const SEND: Point = Point::Tracepoint("sock_send_length");
+const RECEIVE: Point = Point::Tracepoint("sock_recv_length");
+const SENDMSG: [&str; 2] = program::UDP_SENDMSG;
+const RECVMSG: [&str; 2] = program::UDP_RECVMSG;
+const HANDED_TO_IP: &str =
+    "datagrams that IP refuses count as sent, and calls that make one datagram together (MSG_MORE) as one";
 
-const fn group(needs: &'static str, hooks: &'static [Hook], instead: &'static [Hook]) -> Group {
-    Group { needs: Needs::Tracepoint(needs), hooks, instead, maps: [&[], &[]] }
+const fn tracepoint(name: &'static str, hooks: &'static [Hook]) -> Way {
+    Way { needs: Needs::Tracepoint(name), ..Way::any(hooks) }
 }
 
-const fn tracepoint(program: &'static str, name: &'static str) -> Hook {
-    hook(program, Point::Tracepoint(name), "Linux 6.3")
+const fn exits(function: &'static str, hooks: &'static [Hook]) -> Way {
+    Way { needs: Needs::Exit(function), ..Way::any(hooks) }
 }
 
 /// The functions have the names of the programs.
-const fn exits([v4, v6]: [&'static str; 2]) -> [Hook; 2] {
+const fn exit(program: &'static str) -> Hook {
     const REMEDY: &str =
         "Linux 6.3, or CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS=y (x86_64: 5.5, aarch64: 6.4)";
-    [hook(v4, Point::Exit(v4), REMEDY), hook(v6, Point::Exit(v6), REMEDY)]
+    hook(program, Point::Exit(program), REMEDY)
+}
+
+/// Likewise. A kprobe takes CAP_PERFMON to attach, which is given up, so it stays.
+const fn entry(program: &'static str) -> Hook {
+    const REMEDY: &str = "Linux 6.3, or CONFIG_KPROBE_EVENTS=y";
+    Hook { stays: true, ..hook(program, Point::Entry(program), REMEDY) }
 }
 
 const fn hook(program: &'static str, point: Point, remedy: &'static str) -> Hook {

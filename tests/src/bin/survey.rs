@@ -3,7 +3,8 @@
 //! ```text
 //! btf BYTES            of the kernel's types
 //! check JSON           the report of `siskin check --json` as root
-//! have NAME            a probe that does its work, a hook that is attached, or `all` when every probe does its work
+//! have NAME            a probe that does its work, a hook that is attached, `all` when every probe does its work, or `whole` when
+//!                      none tells less than everything
 //! privileges NAMES     the fewest capabilities with which that report is the same
 //! ```
 
@@ -26,6 +27,9 @@ fn main() {
     let works = |probe: &&Value| ["ok", "limited"].contains(&text(&probe["state"]));
     if list(&report["probes"]).iter().all(|probe| works(&probe)) {
         println!("have all");
+    }
+    if list(&report["probes"]).iter().all(|probe| probe["state"] == "ok") {
+        println!("have whole");
     }
     for probe in list(&report["probes"]) {
         if works(&probe) {

@@ -33,7 +33,7 @@ const fn series(name: &'static str, arch: &'static Arch, suite: &'static str) ->
 }
 
 /// The matrix, oldest first, and then another architecture.
-pub static SERIES: [Series; 8] = [
+pub static SERIES: [Series; 9] = [
     series("5.10", &X86_64, "bullseye-security"),
     series("6.1", &X86_64, "bookworm-security"),
     series("6.12", &X86_64, "bookworm-security"),
@@ -41,6 +41,8 @@ pub static SERIES: [Series; 8] = [
     series("6.17", &X86_64, "trixie-backports"),
     series("6.18", &X86_64, "trixie-backports"),
     series("7.3", &X86_64, "trixie-backports"),
+    // The last long-lived one that attaches nothing to functions on this architecture.
+    series("6.1-arm64", &AARCH64, "bookworm-security"),
     series("6.12-arm64", &AARCH64, "bookworm-security"),
 ];
 
