@@ -196,8 +196,11 @@ fn readiness_names_all_that_this_kernel_lacks_and_wants_no_more() {
     let lacking: Vec<_> = metrics.find("siskin_probe_hook_info", &[("state", "unsupported")]).collect();
     for hook in &lacking {
         let of = |name| label(hook, name);
-        let line = format!("\n  {} {}: {}\n", of("probe"), of("hook"), of("reason"));
+        let [probe, hook, reason] = ["probe", "hook", "reason"].map(of);
+        let line = format!("\n  {probe} {hook}: {reason}\n");
         assert!(page.contains(&line), "no {line:?} in:\n{page}");
+        let line = format!("probe {probe}: {hook} is unsupported: {reason}\n");
+        assert!(agent.log().contains(&line), "no {line:?} in:\n{}", agent.log());
     }
     assert_eq!(page.lines().filter(|line| line.starts_with("  ")).count(), lacking.len(), "{page}");
 }
