@@ -9,7 +9,7 @@
 //! These stay attached: attaching a kprobe takes a privilege that the agent does not keep. The kernel passes over programs on kprobes
 //! on a CPU that is just in a map's system call or in another of them (`bpf_prog_active`, kernel/trace/bpf_trace.c, 6.1).
 
-use core::{ffi::c_void, ptr::null};
+use core::ffi::c_void;
 
 use aya_ebpf::{macros::kprobe, programs::ProbeContext};
 use siskin_ebpf::Probe;
@@ -52,11 +52,12 @@ pub fn skb_consume_udp(ctx: ProbeContext) -> u32 {
 
 #[inline(always)]
 fn on_send(skb: Option<*const c_void>) -> u32 {
-    let skb = Untyped(skb.unwrap_or(null()));
-    if !paused(Probe::Udp) {
-        // SAFETY: `skb` is a `sk_buff`; one of another protocol is turned away by its socket.
-        unsafe { sent(follow(skb, &facts::SKB_SK), payload_bytes(skb)) };
+    let Some(skb) = skb.map(Untyped) else { return 0 };
+    if paused(Probe::Udp) {
+        return 0;
     }
+    // SAFETY: `skb` is a `sk_buff`; one of another protocol is turned away by its socket.
+    unsafe { sent(follow(skb, &facts::SKB_SK), payload_bytes(skb)) };
     0
 }
 

@@ -123,14 +123,14 @@ fn only_programs_that_others_can_replace_need_atomic_instructions_that_return_wh
 
 /// The kernel's types, cut down.
 fn types(kernel: &str) -> Vec<u8> {
-    fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/btf/{kernel}.btf"))).unwrap()
+    fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/btf/{kernel}.btf"))).expect("types")
 }
 
 /// What becomes of the hooks of a probe that would be cheaper than those chosen, and those chosen, on a kernel with these features.
 fn chosen(probe: Probe, features: &Features<'_>) -> (Vec<State>, Vec<String>) {
     let (mut states, mut points) = (Vec::new(), Vec::new());
     for group in probes::groups().iter().filter(|group| group.hooks().any(|hook| hook.probe == probe)) {
-        let choice = features.choose(group).unwrap();
+        let choice = features.choose(group).expect("a way");
         for (way, lack) in &choice.passed {
             states.extend(way.hooks.iter().map(|hook| State::replaced(hook, choice.way.hooks, lack)));
         }
