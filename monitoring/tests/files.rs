@@ -93,6 +93,16 @@ fn runbooks_link_only_to_files_that_are_there() {
     }
 }
 
+#[test]
+fn the_runbook_of_losses_explains_every_reason() {
+    let text = files::read(&format!("{RUNBOOKS}/SiskinLosses.md")).unwrap();
+    // The last two are not the programs': the kernel's own count, and the table of workloads'.
+    let reasons = siskin_ebpf::Loss::ALL.map(siskin_ebpf::Loss::reason);
+    for reason in reasons.into_iter().chain(["recursion", "workload_limit"]) {
+        assert!(text.contains(&format!("\n* `{reason}`: ")), "{reason} is not explained");
+    }
+}
+
 /// What the unit tests show of an alert.
 #[derive(Debug, Default, PartialEq)]
 struct Shown {

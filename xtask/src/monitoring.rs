@@ -19,6 +19,8 @@ use crate::{
 const FOLDER: &str = "deploy/monitoring";
 /// Debian's packages of the tools. They are unpacked, not installed: nothing starts by itself.
 const PACKAGES: [&str; 2] = ["prometheus", "prometheus-alertmanager"];
+/// Who hears of which severity, in the example for the Alertmanager.
+const RECEIVERS: [(&str, &str); 3] = [("critical", "pager"), ("warning", "tickets"), ("info", "nobody")];
 const TOOLS: &str = "target/tools/prometheus";
 
 /// Checks rules and configuration, runs their unit tests, then every expression of rules and dashboards.
@@ -78,7 +80,21 @@ impl Tools {
             promtool().args(["test", "rules"]).args(files(&format!("{FOLDER}/tests"), ".test.yaml")?),
         )?;
         let example = workspace::path(FOLDER).join("alertmanager.yaml");
-        steps::run(Command::new(self.path("amtool")).arg("check-config").arg(example))
+        let amtool = || Command::new(self.path("amtool"));
+        steps::run(amtool().arg("check-config").arg(&example))?;
+        for (severity, receiver) in RECEIVERS {
+            let mut test = amtool();
+            test.args([
+                "config",
+                "routes",
+                "test",
+                &format!("--verify.receivers={receiver}"),
+                "--config.file",
+            ]);
+            test.arg(&example).args(["alertname=SiskinAny", &format!("severity={severity}")]);
+            steps::run(&mut test)?;
+        }
+        Ok(())
     }
 }
 
