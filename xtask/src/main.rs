@@ -1,5 +1,6 @@
 //! `cargo xtask`: what building, running and testing Siskin takes beyond plain cargo.
 
+mod admission;
 mod agent;
 mod bench;
 mod check;
@@ -55,6 +56,8 @@ enum Command {
     Container(container::Options),
     /// Run the manifest on the cluster that KUBECONFIG names, from apply to delete
     E2e(e2e::Options),
+    /// Ask Kubernetes's own admission plugin what the admission policy says to pods
+    Admission,
     /// Check rules and dashboards with promtool and on a real Prometheus that scrapes a real agent
     Monitoring,
     /// Collect the licences of all that is in the agent, in target/licences
@@ -87,6 +90,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Image(options) => image::image(&toolchain, &options),
         Command::Container(options) => container::container(&toolchain, &options),
         Command::E2e(options) => e2e::e2e(&toolchain, &options),
+        Command::Admission => admission::admission(&toolchain),
         Command::Monitoring => monitoring::monitoring(&toolchain),
         Command::Licences => licences::licences(&toolchain),
         Command::Check => check::check(&toolchain),
