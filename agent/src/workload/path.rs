@@ -134,23 +134,45 @@ fn is_monitor(runtime: &str) -> bool {
 /// Unit types that hold processes, by how their cgroup's name ends (systemd.unit(5)).
 const UNITS: [&str; 2] = [".service", ".scope"];
 
+fn is_unit(component: &str) -> bool {
+    UNITS.iter().any(|kind| component.ends_with(kind) && component.len() > kind.len())
+}
+
 /// The innermost systemd service or scope on the path, else the path itself. Cgroups that a service makes below its own belong to
 /// the service. A whole machine (systemd-nspawn, LXC, libvirt) has units of its own, which are not the host's: it is one workload.
 fn host(path: &str) -> &str {
-    let is_unit =
-        |component: &&str| UNITS.iter().any(|unit| component.ends_with(unit) && component.len() > unit.len());
-    machine(path).unwrap_or_else(|| path.rsplit('/').find(is_unit).unwrap_or(path))
+    machine(path).or_else(|| unit(path)).unwrap_or(path)
+}
+
+/// The innermost unit. A user's is told from one of the system, whose name it may have: it begins at the user's manager.
+fn unit(path: &str) -> Option<&str> {
+    let mut unit: Option<(usize, usize)> = None;
+    let mut of_user = None;
+    let mut begin = 0;
+    for component in path.split('/') {
+        let end = begin + component.len();
+        // The process of a manager is in a scope of this name below it.
+        if is_unit(component) && (component != "init.scope" || unit.is_none()) {
+            if component.starts_with("user@") {
+                of_user.get_or_insert(begin);
+            }
+            unit = Some((of_user.unwrap_or(begin), end));
+        }
+        begin = end + 1;
+    }
+    unit.map(|(begin, end)| &path[begin..end])
 }
 
 /// The machine that the path is in.
 fn machine(path: &str) -> Option<&str> {
     let mut components = path.split('/').skip(1);
     match components.next()? {
-        "machine.slice" => components.next().filter(|unit| UNITS.iter().any(|kind| unit.ends_with(kind))),
+        "machine.slice" => components.next().filter(|component| is_unit(component)),
         "lxc" => {
             components.next().filter(|name| !name.is_empty()).map(|name| &path[.."/lxc/".len() + name.len()])
         }
-        payload => payload.starts_with("lxc.payload.").then_some(payload),
+        // Of a user, it is further down.
+        _ => path.split('/').find(|component| component.starts_with("lxc.payload.")),
     }
 }
 
@@ -182,7 +204,7 @@ mod tests {
             assert_eq!(text(&place(&path)), expected.trim(), "{path}");
             lines += 1;
         }
-        assert!(lines >= 50, "{lines}");
+        assert!(lines >= 90, "{lines}");
     }
 
     #[test]
