@@ -98,6 +98,8 @@ type Key = (Hierarchy, u64);
 #[derive(Debug)]
 struct Known {
     place: Place,
+    /// Whether a scan found it, and not a note.
+    by_scan: bool,
     /// Its labels, once looked up, and the state of the logs' names then; `None` when they will not get better.
     labels: Option<(Labels, Option<u64>)>,
     /// Its workload, once it did something.
@@ -210,7 +212,7 @@ impl Workloads {
         if let Some(path) = note.path {
             // An id is not used again; if it were, the dead one's name would not be.
             self.forget(key);
-            self.insert(key, &path);
+            self.insert(key, &path, false);
             // Names of a short-lived pod may be gone when it is time to read what it did.
             self.name(key);
         }
@@ -221,7 +223,7 @@ impl Workloads {
         }
     }
 
-    fn insert(&mut self, key: Key, path: &str) {
+    fn insert(&mut self, key: Key, path: &str, by_scan: bool) {
         let place = path::place(path);
         if let Place::Container { pod: Some(pod), .. } = place {
             let (hierarchy, id) = key;
@@ -237,7 +239,7 @@ impl Workloads {
             }
         }
         self.missing.remove(&key);
-        let known = Known { place, labels: None, workload: None, used: self.reading, gone: None };
+        let known = Known { place, by_scan, labels: None, workload: None, used: self.reading, gone: None };
         self.known.insert(key, known);
     }
 
@@ -320,13 +322,19 @@ impl Workloads {
         let (mut seen, mut new) = (HashSet::new(), Vec::new());
         trees.scan(|hierarchy, id, path| {
             let key = (hierarchy, id);
-            if !known.contains_key(&key) {
+            // One that was gone is another one, and so is one that is elsewhere. A note's path may begin further up than
+            // the mount that was scanned.
+            let is_known = known.get(&key).is_some_and(|known| {
+                known.gone.is_none() && (!known.by_scan || known.place == path::place(path))
+            });
+            if !is_known {
                 new.push((key, path.to_owned()));
             }
             seen.insert(key);
         });
         for (key, path) in new {
-            self.insert(key, &path);
+            self.forget(key);
+            self.insert(key, &path, true);
         }
         // A cgroup may be removed long before its last socket is closed; a note would say when that was.
         let is_note_missed = self.notes.is_none() || self.distrusted;
@@ -478,6 +486,40 @@ mod tests {
         assert_eq!(container(&mut workloads, 7), "a.service");
         workloads.take(made(7, "/b.service"));
         assert_eq!(container(&mut workloads, 7), "b.service");
+    }
+
+    #[test]
+    fn an_id_that_a_scan_finds_elsewhere_has_the_name_of_what_is_there_now() -> io::Result<()> {
+        let root = std::env::temp_dir().join(format!("siskin-reused-{}", std::process::id()));
+        std::fs::create_dir_all(root.join("a.service"))?;
+        std::fs::write(root.join("cgroup.controllers"), "")?;
+        let mut workloads = Workloads::new(Roots { cgroup: root.clone(), ..Roots::default() }, 100);
+        let mut now = Instant::now();
+        let mut scan = |workloads: &mut Workloads| {
+            now += Duration::from_secs(10);
+            workloads.distrust();
+            workloads.begin_at(now);
+        };
+        let id = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(root.join("a.service"))?);
+        scan(&mut workloads);
+        assert_eq!(container(&mut workloads, id), "a.service");
+        // The same id under another name, as if it had been used again between two scans.
+        std::fs::rename(root.join("a.service"), root.join("b.service"))?;
+        scan(&mut workloads);
+        assert_eq!(container(&mut workloads, id), "b.service");
+        // Used again after a scan that saw it gone, while the dead one is still remembered.
+        let aside = root.with_extension("aside");
+        std::fs::rename(root.join("b.service"), &aside)?;
+        scan(&mut workloads);
+        assert_eq!(container(&mut workloads, id), "b.service", "what it did before is still its own");
+        std::fs::rename(&aside, root.join("c.service"))?;
+        scan(&mut workloads);
+        assert_eq!(container(&mut workloads, id), "c.service");
+        // It lives, and is not forgotten in the dead one's place.
+        workloads.begin_at(now + LINGERS + LINGERS);
+        workloads.forget_gone();
+        assert_eq!(container(&mut workloads, id), "c.service");
+        std::fs::remove_dir_all(root)
     }
 
     #[test]
