@@ -10,6 +10,7 @@ pub mod disk;
 pub mod guest;
 pub mod kubelet;
 pub mod metrics;
+pub mod mounts;
 pub mod netns;
 pub mod pair;
 pub mod tcp;

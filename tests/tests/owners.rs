@@ -10,8 +10,8 @@ use std::{
 
 use siskin_tests::{
     agent::Agent,
-    cgroup::Cgroup,
-    disk::{IoCgroup, LoopDevice},
+    cgroup::{Cgroup, unified},
+    disk::{IoCgroup, LoopDevice, Requests},
     metrics::Metrics,
     tcp::{Load, flow, opened},
 };
@@ -179,34 +179,48 @@ fn buffered(device: &str) -> File {
 }
 
 #[test]
-fn pages_that_one_cgroup_dirtied_and_another_synced_are_charged_as_the_kernel_charges_them() {
-    const BYTES: usize = 512 << 10;
-    let (agent, device) = (Agent::start(&[]), LoopDevice::new(4 << 20));
-    let (writer, syncer) = (IoCgroup::new("writer"), IoCgroup::new("syncer"));
+fn pages_of_two_cgroups_that_each_sync_what_the_other_wrote_are_charged_as_the_kernel_charges_them() {
+    const BYTES: [usize; 2] = [512 << 10, 768 << 10];
+    let agent = Agent::start(&[]);
+    let devices = BYTES.map(|_| LoopDevice::new(4 << 20));
+    let groups = ["even", "odd"].map(IoCgroup::new);
+    for device in &devices {
+        groups.iter().for_each(|group| let_kernel_count(&group.cgroup, &device.name));
+    }
     let seen = |metrics: &Metrics, group: &IoCgroup| {
         let labels = [&group.cgroup.labels()[..], &[("op", "write")]].concat();
-        metrics.sum("siskin_workload_disk_bytes_total", &labels) as u64
+        metrics.sum("siskin_workload_disk_bytes_total", &labels) as usize
     };
-    let total = |metrics: &Metrics| {
-        metrics.sum("siskin_disk_bytes_total", &[("device", &device.name), ("op", "write")]) as u64
+    let totals = |metrics: &Metrics| {
+        let total = |device: &LoopDevice| Requests::seen(metrics, &device.name, "write").bytes as usize;
+        [total(&devices[0]), total(&devices[1])]
     };
-    for group in [&writer, &syncer] {
-        let_kernel_count(&group.cgroup, &device.name);
+    let before = totals(&agent.scrape());
+    for ((group, device), bytes) in groups.iter().zip(&devices).zip(BYTES) {
+        group.run(|| buffered(&device.name).write_all(&vec![1; bytes]).expect("a write"));
     }
-    let before = agent.scrape();
-    writer.run(|| buffered(&device.name).write_all(&vec![1; BYTES]).expect("a write"));
-    syncer.run(|| buffered(&device.name).sync_all().expect("the device syncs"));
-    let metrics = agent.scrape_until(|metrics| total(metrics) - total(&before) >= BYTES as u64);
+    for (group, device) in groups.iter().zip(devices.iter().rev()) {
+        group.run(|| buffered(&device.name).sync_all().expect("the device syncs"));
+    }
+    let grown = |metrics: &Metrics| {
+        let now = totals(metrics);
+        [now[0] - before[0], now[1] - before[1]]
+    };
+    let metrics = agent.scrape_until(|metrics| grown(metrics) == BYTES);
     // All of it was written once, whoever wrote it.
-    assert_eq!(total(&metrics) - total(&before), BYTES as u64);
-    let (own, kernel) = [&writer, &syncer]
-        .map(|group| (seen(&metrics, group), charged_by_kernel(&group.cgroup, &device.name)))
-        .into_iter()
-        .unzip::<_, _, Vec<_>, Vec<_>>();
-    println!("writer and syncer: {own:?} bytes by the agent, {kernel:?} by the kernel");
+    assert_eq!(grown(&metrics), BYTES);
+    let own = [seen(&metrics, &groups[0]), seen(&metrics, &groups[1])];
+    let kernel = [&groups[0], &groups[1]].map(|group| {
+        devices.iter().map(|device| charged_by_kernel(&group.cgroup, &device.name)).sum::<u64>() as usize
+    });
+    let knows = groups[0].knows_who_wrote();
+    assert_eq!(knows, groups[0].cgroup.path().starts_with(unified()), "cgroup2 with its controllers does");
+    println!(
+        "wrote {BYTES:?}: {own:?} by the agent, {kernel:?} by the kernel, which knows who wrote: {knows}"
+    );
     assert_eq!(own, kernel);
-    let owner = usize::from(!writer.knows_who_wrote());
-    assert_eq!(own[owner], BYTES as u64, "the owner is number {owner}");
+    let [a, b] = BYTES;
+    assert_eq!(own, if knows { [a, b] } else { [b, a] });
 }
 
 #[test]

@@ -1,12 +1,14 @@
 //! Names of workloads: pods and containers from files alone, also of those that are gone before anybody looks.
 
-use std::{collections::BTreeSet, fs, os::unix::fs::MetadataExt as _, thread, time::Duration};
+use std::{collections::BTreeSet, fs, os::unix::fs::MetadataExt as _, path::Path, thread, time::Duration};
 
 use siskin_tests::{
     agent::Agent,
     cgroup::Cgroup,
+    disk::{IoCgroup, LoopDevice},
     kubelet::{Driver, Kubelet},
     metrics::Metrics,
+    mounts,
     tcp::{Load, flow},
 };
 
@@ -150,6 +152,45 @@ fn without_log_directories_a_pod_is_its_uid_and_a_container_its_id() {
     let found: Vec<_> = metrics.find("siskin_process_execs_total", &labels).collect();
     assert_eq!(found.len(), 1);
     assert_eq!(found[0].labels[1].1.len(), 36, "{:?}", found[0]);
+}
+
+#[test]
+fn an_agent_that_has_the_hosts_directories_elsewhere_names_what_was_there_before_it() {
+    let node = Kubelet::new("elsewhere", Driver::Systemd);
+    let pod = node.pod("shop", "cart");
+    let (container, io, device) =
+        (pod.container("web"), IoCgroup::new("elsewhere"), LoopDevice::new(1 << 20));
+    let host = std::env::temp_dir().join(format!("siskin-test-host-{}", std::process::id()));
+    let (nothing, empty) = (host.join("nothing"), host.join("empty"));
+    fs::create_dir_all(&nothing).expect("a directory of our own");
+    fs::write(&empty, "").expect("a file of our own");
+    let start_apart = |flags: &[&str]| {
+        mounts::apart(|| {
+            mounts::show(Path::new("/sys/fs/cgroup"), &host.join("cgroup"));
+            mounts::show(Path::new("/proc"), &host.join("proc"));
+            mounts::cover(&nothing, Path::new("/sys/fs/cgroup"));
+            mounts::cover(&empty, Path::new("/proc/cgroups"));
+            start(&node, flags)
+        })
+    };
+    let [cgroup, procfs] = ["cgroup", "proc"].map(|name| host.join(name).display().to_string());
+    let [cgroup, procfs] = [format!("--path.cgroup={cgroup}"), format!("--path.procfs={procfs}")];
+    let agents = [&[cgroup.as_str(), procfs.as_str()][..], &[&cgroup], &[]].map(start_apart);
+    touch(&container);
+    io.run(|| device.write(0, 4096).expect("a write"));
+    let seen = agents.map(|agent| {
+        let metrics = agent.scrape();
+        let written = metrics.sum("siskin_workload_disk_bytes_total", &io.cgroup.labels());
+        (execs(&metrics, &container), written)
+    });
+    // One by one: were something mounted here after all, it would stay.
+    fs::remove_file(&empty).expect("our own file");
+    for directory in ["cgroup", "proc", "nothing", ""] {
+        fs::remove_dir(host.join(directory)).expect("our own directory, empty");
+    }
+    // Only where there is a v1 hierarchy has its number to be looked up in procfs.
+    let without_procfs = if io.cgroup.path().starts_with("/sys/fs/cgroup/blkio") { 0.0 } else { 4096.0 };
+    assert_eq!(seen, [(1.0, 4096.0), (1.0, without_procfs), (0.0, 0.0)]);
 }
 
 #[test]
