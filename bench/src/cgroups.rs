@@ -41,6 +41,8 @@ const BUDGET: &str = "--budget.cpu=10m";
 const SCRAPE: Duration = Duration::from_secs(15);
 /// Time for the agent to come to rest.
 const REST: Duration = Duration::from_secs(3);
+/// Longest time until those that are gone have left.
+const FAREWELL: Duration = Duration::from_secs(400);
 /// Scrapes of the many that are there.
 const SCRAPES: usize = 20;
 
@@ -89,8 +91,8 @@ fn churn(options: &Options) -> Result<String> {
     thread::sleep(SCRAPE);
     let before = State::take(&agent)?;
     let gap = Duration::from_secs_f64(60.0 / f64::from(options.per_minute));
-    let (begin, mut made, mut peak) = (Instant::now(), 0u32, before.rss_bytes);
-    let mut scraped = begin;
+    let (begin, mut made) = (Instant::now(), 0u32);
+    let (mut scraped, mut rss_bytes) = (begin, Vec::new());
     while begin.elapsed().as_secs_f64() < options.seconds {
         let cgroup = Cgroup::new("churn");
         ensure!(cgroup.command("true").status().context("true does not run")?.success(), "true failed");
@@ -98,16 +100,22 @@ fn churn(options: &Options) -> Result<String> {
         made += 1;
         if scraped.elapsed() >= SCRAPE {
             scraped = Instant::now();
-            peak = peak.max(State::take(&agent)?.rss_bytes);
+            rss_bytes.push(State::take(&agent)?.rss_bytes);
         }
         thread::sleep((begin + gap * made).saturating_duration_since(Instant::now()));
     }
     let during = State::take(&agent)?;
-    thread::sleep(REST);
-    let _ = State::take(&agent)?;
-    let after = State::take(&agent)?;
+    rss_bytes.push(during.rss_bytes);
+    say("waiting until they have left");
+    let (end, series) = (Instant::now(), "siskin_workload_series");
+    let mut after = State::take(&agent)?;
+    while after.one(series) > before.one(series) && end.elapsed() < FAREWELL {
+        thread::sleep(SCRAPE);
+        after = State::take(&agent)?;
+    }
+    let left = end.elapsed();
 
-    let mut table = Table::new(&["", "before", "while they come and go", "after"]);
+    let mut table = Table::new(&["", "before", "while they come and go", "when they have left"]);
     let [process, programs] = before.cost(&idle);
     let [process_during, programs_during] = during.cost(&before);
     table.row([
@@ -126,7 +134,7 @@ fn churn(options: &Options) -> Result<String> {
     table.row([
         "resident memory, MiB".into(),
         mib(before.rss_bytes),
-        mib(peak.max(during.rss_bytes)),
+        quarters(&rss_bytes).map(mib).join(", "),
         mib(after.rss_bytes),
     ]);
     for (what, name) in
@@ -153,12 +161,16 @@ fn churn(options: &Options) -> Result<String> {
     };
     Ok(format!(
         "{made} cgroups in {:.0} s ({:.0} a minute) ran a program each and were removed, each with a name of its own; {BUDGET}, a scrape \
-         every {} s. Notes lost: {:.0}. More names between two scrapes than the {:.0} places: {:.0} found none and are in `unknown`, \
+         every {} s. Memory after each quarter of that time. {:.0} s after the last one {:.0} workloads have series, {:.0} before. \
+         Notes lost: {:.0}. More names between two scrapes than the {:.0} places: {:.0} found none and are in `unknown`, \
          where {:.0} programs were counted. A note of a new cgroup takes {:.0} ns, of one that ended \
          {:.0} ns, by the kernel's statistics, without the path that the kernel writes for it.\n\n{table}",
         options.seconds,
         f64::from(made) / options.seconds * 60.0,
         SCRAPE.as_secs(),
+        left.as_secs_f64(),
+        after.one(series),
+        before.one(series),
         lost("map_full") + lost("long_path"),
         after.one("siskin_workload_series_limit"),
         lost("workload_limit"),
@@ -166,6 +178,11 @@ fn churn(options: &Options) -> Result<String> {
         per_run("cgroup_mkdir"),
         per_run("cgroup_release"),
     ))
+}
+
+/// What was measured last in each quarter.
+fn quarters(values: &[f64]) -> [f64; 4] {
+    std::array::from_fn(|quarter| values[(values.len() * (quarter + 1) / 4).max(1) - 1])
 }
 
 fn many(options: &Options) -> Result<String> {
