@@ -10,6 +10,7 @@ mod e2e;
 mod ebpf;
 mod elf;
 mod freshness;
+mod fuzz;
 mod image;
 mod licences;
 mod machine;
@@ -62,6 +63,8 @@ enum Command {
     Monitoring,
     /// Collect the licences of all that is in the agent, in target/licences
     Licences,
+    /// Look for inputs that break parsers or the bounded table, guided by coverage
+    Fuzz(fuzz::Options),
     /// Check formatting, lints, documentation and generated files
     Check,
     /// Write what is made from code: docs/metrics.md, docs/flags.md, dashboards, the PrometheusRule
@@ -93,6 +96,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Admission => admission::admission(&toolchain),
         Command::Monitoring => monitoring::monitoring(&toolchain),
         Command::Licences => licences::licences(&toolchain),
+        Command::Fuzz(options) => fuzz::fuzz(&toolchain, &options),
         Command::Check => check::check(&toolchain),
         Command::Docs(options) => docs::docs(&toolchain, &options),
     }

@@ -1,4 +1,4 @@
-//! The pinned compiler and the BPF linker: which ones, and getting them when they are missing.
+//! The pinned compiler, the BPF linker and the fuzzer: which ones, and getting them when they are missing.
 
 use std::{
     env, fs,
@@ -14,6 +14,7 @@ use crate::{
 };
 
 const LINKER_VERSION: &str = "0.10.3";
+const FUZZ_VERSION: &str = "0.13.2";
 const PIN_FILE: &str = "rust-toolchain.toml";
 
 /// Variables that would redirect a nested cargo to another compiler, target or folder.
@@ -106,26 +107,39 @@ impl Toolchain {
 
     /// The absolute path of the pinned BPF linker, installed when it is missing.
     pub fn bpf_linker(&self) -> Result<PathBuf> {
-        let tools = workspace::path("target/tools");
-        let linker = tools.join("bin/bpf-linker");
-        let version = steps::ask(Command::new(&linker).arg("--version")).ok();
-        if version.flatten().is_none_or(|it| !is_pinned_linker(&it)) {
-            self.install_linker(&tools)?;
-        }
-        Ok(linker)
+        self.tool("bpf-linker", LINKER_VERSION, &[])
     }
 
-    fn install_linker(&self, tools: &Path) -> Result<()> {
-        let what = format!(
-            "installing bpf-linker {LINKER_VERSION} into {} (about two minutes)",
-            workspace::shown(tools)
-        );
+    /// A cargo that has the pinned cargo-fuzz, installed when it is missing.
+    pub fn cargo_fuzz(&self) -> Result<Command> {
+        let fuzz = self.tool("cargo-fuzz", FUZZ_VERSION, &["fuzz"])?;
+        let path = env::var_os("PATH").unwrap_or_default();
+        let folders = fuzz.parent().map(Path::to_owned).into_iter().chain(env::split_paths(&path));
+        let mut cargo = self.cargo();
+        cargo.env("PATH", env::join_paths(folders).context("PATH has a folder that it cannot have")?);
+        cargo.arg("fuzz");
+        Ok(cargo)
+    }
+
+    /// A program of the pinned version, which it says after these words and `--version`.
+    fn tool(&self, name: &str, version: &str, words: &[&str]) -> Result<PathBuf> {
+        let tools = workspace::path("target/tools");
+        let program = tools.join("bin").join(name);
+        let said = steps::ask(Command::new(&program).args(words).arg("--version")).ok();
+        if said.flatten().is_none_or(|said| !says_version(&said, version)) {
+            self.install_tool(&tools, name, version)?;
+        }
+        Ok(program)
+    }
+
+    fn install_tool(&self, tools: &Path, name: &str, version: &str) -> Result<()> {
+        let what =
+            format!("installing {name} {version} into {} (about two minutes)", workspace::shown(tools));
         step(&what, || {
-            let package = format!("bpf-linker@{LINKER_VERSION}");
             let mut cargo = self.cargo();
             // Its own temporary target folder: ours would keep two minutes of objects for nothing.
             cargo.env_remove("CARGO_TARGET_DIR");
-            cargo.args(["install", &package, "--locked", "--force", "--root"]);
+            cargo.args(["install", &format!("{name}@{version}"), "--locked", "--force", "--root"]);
             steps::run(cargo.arg(tools))
         })
     }
@@ -210,8 +224,8 @@ fn quoted(value: &str) -> impl Iterator<Item = &str> {
     value.split('"').skip(1).step_by(2)
 }
 
-fn is_pinned_linker(version: &str) -> bool {
-    version.split_whitespace().nth(1) == Some(LINKER_VERSION)
+fn says_version(said: &str, version: &str) -> bool {
+    said.split_whitespace().nth(1) == Some(version)
 }
 
 #[cfg(test)]
@@ -253,9 +267,9 @@ mod tests {
     }
 
     #[test]
-    fn compares_the_whole_linker_version() {
-        assert!(is_pinned_linker("bpf-linker 0.10.3\n"));
-        assert!(!is_pinned_linker("bpf-linker 0.10.30"));
-        assert!(!is_pinned_linker(""));
+    fn compares_the_whole_version_of_a_tool() {
+        assert!(says_version("bpf-linker 0.10.3\n", "0.10.3"));
+        assert!(!says_version("bpf-linker 0.10.30", "0.10.3"));
+        assert!(!says_version("", "0.10.3"));
     }
 }

@@ -71,7 +71,7 @@ pub fn hierarchies(mount: &Path, procfs: &Path) -> Vec<(Hierarchy, PathBuf)> {
 }
 
 /// The number of the v1 hierarchy that has a controller, from `/proc/cgroups`; `None` when it is on cgroup2.
-fn v1_number(proc_cgroups: &str, controller: &str) -> Option<u32> {
+pub fn v1_number(proc_cgroups: &str, controller: &str) -> Option<u32> {
     let line = proc_cgroups.lines().find(|line| line.split_whitespace().next() == Some(controller))?;
     let number = line.split_whitespace().nth(1)?.parse().ok()?;
     (number != 0).then_some(number)

@@ -23,10 +23,13 @@ pub const PAUSE: &str = "pause";
 
 /// A pod's directory.
 #[derive(Debug, PartialEq, Eq)]
-struct Pod {
-    namespace: String,
-    name: String,
-    directory: String,
+pub struct Pod {
+    /// The pod's namespace.
+    pub namespace: String,
+    /// The pod's name.
+    pub name: String,
+    /// The directory's.
+    pub directory: String,
 }
 
 /// The names on this node, as of the last look.
@@ -144,7 +147,7 @@ impl Logs {
 }
 
 /// What a directory in `/var/log/pods` is named after: `NAMESPACE_POD_UID`.
-fn pod(directory: String) -> Option<(Uid, Pod)> {
+pub fn pod(directory: String) -> Option<(Uid, Pod)> {
     let (namespace, rest) = directory.split_once('_')?;
     let (name, uid) = rest.split_once('_')?;
     let pod = Pod { namespace: namespace.to_owned(), name: name.to_owned(), directory: directory.clone() };
@@ -152,7 +155,7 @@ fn pod(directory: String) -> Option<(Uid, Pod)> {
 }
 
 /// What a link in `/var/log/containers` is named after: `POD_NAMESPACE_CONTAINER-ID.log`.
-fn link(name: &str) -> Option<(String, Labels)> {
+pub fn link(name: &str) -> Option<(String, Labels)> {
     let mut parts = name.strip_suffix(".log")?.splitn(3, '_');
     let (pod, namespace, rest) = (parts.next()?, parts.next()?, parts.next()?);
     let (container, id) = rest.rsplit_once('-')?;

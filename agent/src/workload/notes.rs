@@ -31,8 +31,10 @@ pub struct Notes {
 
 /// Notes per call.
 const BATCH: usize = 256;
-const KEY_BYTES: usize = size_of::<CgroupKey>();
-const NOTE_WORDS: usize = size_of::<CgroupNote>() / 8;
+/// Bytes of a note's key in the table.
+pub const KEY_BYTES: usize = size_of::<CgroupKey>();
+/// Words of a note in the table.
+pub const NOTE_WORDS: usize = size_of::<CgroupNote>() / 8;
 
 impl Notes {
     /// A reader for the map.
@@ -63,7 +65,7 @@ impl Notes {
 }
 
 /// A note from its bytes.
-fn decode(key: &[u8; KEY_BYTES], note: &[u64; NOTE_WORDS]) -> Note {
+pub fn decode(key: &[u8; KEY_BYTES], note: &[u64; NOTE_WORDS]) -> Note {
     let [id, hierarchy] = [0, 8].map(|at| {
         let mut word = [0; 8];
         word.copy_from_slice(&key[at..at + 8]);

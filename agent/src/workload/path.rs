@@ -165,15 +165,20 @@ fn unit(path: &str) -> Option<&str> {
 
 /// The machine that the path is in.
 fn machine(path: &str) -> Option<&str> {
-    let mut components = path.split('/').skip(1);
-    match components.next()? {
-        "machine.slice" => components.next().filter(|component| is_unit(component)),
-        "lxc" => {
-            components.next().filter(|name| !name.is_empty()).map(|name| &path[.."/lxc/".len() + name.len()])
-        }
-        // Of a user, it is further down.
-        _ => path.split('/').find(|component| component.starts_with("lxc.payload.")),
+    const LXC: &str = "/lxc/";
+    if let Some(below) = path.strip_prefix("/machine.slice/") {
+        return Some(first(below)).filter(|component| is_unit(component));
     }
+    if let Some(below) = path.strip_prefix(LXC) {
+        let name = first(below);
+        return (!name.is_empty()).then(|| &path[..LXC.len() + name.len()]);
+    }
+    // Of a user, it is further down.
+    path.split('/').find(|component| component.starts_with("lxc.payload."))
+}
+
+fn first(path: &str) -> &str {
+    path.split('/').next().unwrap_or_default()
 }
 
 #[cfg(test)]
