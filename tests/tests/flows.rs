@@ -5,6 +5,8 @@ use std::{
     net::UdpSocket,
     os::unix::fs::symlink,
     process::Stdio,
+    thread,
+    time::Duration,
 };
 
 use siskin_tests::{
@@ -124,6 +126,45 @@ fn the_sum_over_ten_times_more_flows_than_rows_is_exact_while_the_busiest_change
     let departed: Vec<_> =
         scraper.last.find(SUMS[0], &[]).filter(|row| label(row, "peer").starts_with("departed-")).collect();
     assert!((1..=4).contains(&departed.len()), "{departed:#?}");
+}
+
+#[test]
+fn an_idle_flow_leaves_after_its_last_value_was_served_and_continues_when_it_returns() {
+    let (here, there) = (Cgroup::new("client"), Cgroup::new("server"));
+    let mut pair = Pair::start(&["--series.max-idle=3s"], [&here, &there]);
+    let (mut client, mut server) = (load(&here), load(&there));
+    let port = server.ask("listen 127.0.0.1:0");
+    let mut exchange = || {
+        server.tell(format!("serve {port} 1 500 20"));
+        client.ask(format!("exchange 127.0.0.1:{port} 1 500 20"));
+        server.answer();
+    };
+    let ends = |metrics: &Metrics| {
+        let of = |cgroup, role| flow(metrics, cgroup, role, "127.0.0.1", port);
+        [of(&here, "client"), of(&there, "server")]
+    };
+    let (base, _) = pair.read();
+    exchange();
+    // Nobody scrapes for longer than a row may be idle: it has to be served all the same.
+    thread::sleep(Duration::from_millis(3500));
+    let (total, metrics) = pair.read();
+    assert_eq!(minus(total, base), moved(500, 20, 1));
+    assert_eq!(ends(&metrics), [[500.0, 20.0, 1.0], [20.0, 500.0, 1.0]]);
+    thread::sleep(Duration::from_millis(3500));
+    // Served once more, and then gone.
+    pair.read();
+    let (total, metrics) = pair.read();
+    assert_eq!(minus(total, base), moved(500, 20, 1));
+    assert_eq!(ends(&metrics), [[0.0; 3]; 2]);
+    let departed = |metrics: &Metrics| {
+        let rows = metrics.find(SUMS[0], &[]).filter(|row| label(row, "peer").starts_with("departed-"));
+        rows.map(|row| row.value).sum::<f64>()
+    };
+    assert!(departed(&metrics) >= 520.0);
+    exchange();
+    let (total, metrics) = pair.read();
+    assert_eq!(minus(total, base), moved(1000, 40, 2));
+    assert_eq!(ends(&metrics), [[1000.0, 40.0, 2.0], [40.0, 1000.0, 2.0]]);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fs, os::unix::fs::MetadataExt as _, path::Path,
 
 use siskin_tests::{
     agent::Agent,
-    cgroup::Cgroup,
+    cgroup::{Cgroup, unified},
     disk::{IoCgroup, LoopDevice},
     kubelet::{Driver, Kubelet},
     metrics::Metrics,
@@ -48,7 +48,8 @@ fn exchange(driver: Driver) {
     let (cart, ledger) = (shop.container("cart"), bank.container("ledger"));
     // A second container, so that a name is not the only one that it could be.
     let sidecar = shop.container("sidecar");
-    let host = Cgroup::new("host.service");
+    let unit = format!("siskin-test-{}-{driver:?}.service", std::process::id()).to_lowercase();
+    let host = Cgroup::of_pod(unified().join(&unit), ["", "", &unit]);
     let agent = start(&node, &[]);
     let (mut client, mut server, mut service) = (load(&cart), load(&ledger), load(&host));
     touch(&sidecar);
@@ -62,7 +63,7 @@ fn exchange(driver: Driver) {
     service.answer();
     let of = |metrics: &Metrics, cgroup, role, port| flow(metrics, cgroup, role, "127.0.0.1", port);
     let metrics = agent.scrape_until(|m| of(m, &host, "server", host_port)[1] == 35_000.0);
-    for peer in ["cart", "ledger", "host.service"] {
+    for peer in ["cart", "ledger", &unit] {
         show(&metrics, "siskin_flow_", peer);
     }
     assert_eq!(of(&metrics, &cart, "client", port), [33_330.0, 666_660.0, 30.0]);
@@ -232,7 +233,7 @@ fn a_cgroup_made_after_another_never_has_the_dead_ones_name() {
         agent.scrape();
         cgroup.container.clone()
     };
-    let cgroup = Cgroup::under(&siskin_tests::cgroup::unified(), &labels);
+    let cgroup = Cgroup::under(&unified(), &labels);
     touch(&cgroup);
     assert_eq!(execs(&agent.scrape(), &cgroup), 2.0);
 }
