@@ -20,9 +20,6 @@ pub struct Options {
     /// Seconds for each
     #[arg(long, default_value_t = 60)]
     seconds: u32,
-    /// Keep what reaches code that no seed reaches, in fuzz/seeds
-    #[arg(long)]
-    write: bool,
 }
 
 /// The release build, for speed, but with the checks and names that make a finding readable, and without an hour of linking.
@@ -32,7 +29,7 @@ const PROFILE: [(&str, &str); 4] =
 /// Longest input in bytes, longer than a cgroup's path can be.
 const LONGEST: u32 = 1024;
 
-/// Runs each target from its seeds; ends at the first input that breaks one, which libFuzzer then names.
+/// Runs each target from its seeds and from what earlier runs found; ends at the first input that breaks one, which libFuzzer then names.
 pub fn fuzz(toolchain: &Toolchain, options: &Options) -> Result<()> {
     // The agent embeds it, whatever of the agent is run.
     ebpf::build(toolchain, &ebpf::Options::for_host(""))?;
@@ -49,17 +46,21 @@ pub fn fuzz(toolchain: &Toolchain, options: &Options) -> Result<()> {
             fs::create_dir_all(workspace::path(folder)).with_context(|| format!("cannot make {folder}"))?;
         }
         step(&format!("fuzzing {target} for {} s", options.seconds), || {
-            let mut run = run(toolchain, target)?;
-            // What it finds goes to the first.
-            run.args([&found, &seeds]).args(["--", &format!("-max_total_time={}", options.seconds)]);
-            run.args([&format!("-max_len={LONGEST}"), "-print_final_stats=1"]);
-            steps::run(run.arg(format!("-artifact_prefix=target/fuzz/broken-{target}-")))
+            let mut cargo = command(toolchain)?;
+            cargo.args([
+                "run",
+                "--fuzz-dir",
+                "fuzz",
+                "--features",
+                "libfuzzer",
+                "--target-dir",
+                "target/fuzz",
+            ]);
+            // What it finds goes to the first folder.
+            cargo.args([target, &found, &seeds, "--", "-print_final_stats=1"]);
+            cargo.arg(format!("-max_total_time={}", options.seconds)).arg(format!("-max_len={LONGEST}"));
+            steps::run(cargo.arg(format!("-artifact_prefix=target/fuzz/broken-{target}-")))
         })?;
-        if options.write {
-            step(&format!("keeping seeds of {target}"), || {
-                steps::run(run(toolchain, target)?.args([&seeds, &found]).args(["--", "-merge=1"]))
-            })?;
-        }
     }
     Ok(())
 }
@@ -71,12 +72,5 @@ fn command(toolchain: &Toolchain) -> Result<Command> {
     for (name, value) in PROFILE {
         cargo.env(format!("CARGO_PROFILE_RELEASE_{name}"), value);
     }
-    Ok(cargo)
-}
-
-fn run(toolchain: &Toolchain, target: &str) -> Result<Command> {
-    let mut cargo = command(toolchain)?;
-    cargo.args(["run", "--fuzz-dir", "fuzz", "--features", "libfuzzer", "--target-dir"]);
-    cargo.arg(workspace::path("target/fuzz")).arg(target);
     Ok(cargo)
 }
