@@ -41,6 +41,8 @@ struct Options {
 /// The namespace of all that the test adds beside the agent.
 const NAMESPACE: &str = "siskin-e2e";
 const PATIENCE: Duration = Duration::from_secs(120);
+/// A reading is served again for as long as `--collect.min-interval` says: ten seconds in the overlay `edge`.
+const FRESH: Duration = Duration::from_secs(11);
 /// Rounds of the workload: enough for several scrapes to see it at work.
 const ROUNDS: u64 = 50;
 
@@ -293,7 +295,7 @@ impl Test {
         ));
         let log = || kubectl(&["--namespace", NAMESPACE, "logs", pod]);
         wait(PATIENCE, "the workload to do its rounds", || Ok(log()?.contains("done").then_some(())))?;
-        thread::sleep(Duration::from_millis(1100));
+        thread::sleep(FRESH);
         let metrics = node.scrape()?;
         let of = |name: &str, more: &[(&'static str, &str)]| {
             let all: Vec<_> = labels.iter().chain(more).copied().collect();
