@@ -15,7 +15,8 @@ pub fn begin(program: Program) -> Option<*mut Slot> {
     // SAFETY: a map value; the index is a constant where this is inlined.
     let slot = unsafe { (&raw mut (*slots).of).cast::<Slot>().add(program as usize) };
     let control = CONTROL.get_ptr(0)?;
-    // SAFETY: map values; there is a rate for each probe; the slot is written by this program alone, which does not interrupt itself.
+    // SAFETY: map values; there is a rate for each probe; the slot is written by this program alone. Before 6.1 it may interrupt itself, which
+    // can lose a count and no more.
     unsafe {
         let rate = (&raw const (*control).rates).cast::<Rate>().add(program.probe() as usize);
         if (*slot).run(get(&raw const (*rate).tick), get(&raw const (*rate).alarm_runs)) {

@@ -38,7 +38,7 @@ use crate::{
         sys,
     },
     probes,
-    ticks::{blocking, keep_attached, tick, tick_early},
+    ticks::{blocking, keep_attached, tick},
     workload::{Workloads, notes::Notes},
 };
 
@@ -85,8 +85,7 @@ async fn serve(flags: &Run) -> anyhow::Result<()> {
 
     let (tell, settings) = watch::channel(site.collector.settings());
     let mut tasks = JoinSet::new();
-    tasks.spawn(tick_early(Arc::clone(&site), alarm, tell.clone()));
-    tasks.spawn(tick(Arc::clone(&site), tell));
+    tasks.spawn(tick(Arc::clone(&site), alarm, tell));
     for attachment in attachments {
         tasks.spawn(keep_attached(Arc::clone(&site), Arc::clone(&control), attachment, settings.clone()));
     }

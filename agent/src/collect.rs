@@ -11,7 +11,7 @@ use prometheus::{TextEncoder, core::Collector as _, process_collector::ProcessCo
 use siskin_ebpf::Probe;
 
 use crate::{
-    budget::{Budget, controller::Setting},
+    budget::{Budget, End, controller::Setting},
     cardinality::Bound,
     flows::{FlowTable, Protocol},
     kernel::{hook::State as Became, loader::Kernel, memory::Plan},
@@ -162,10 +162,19 @@ impl Collector {
         }
     }
 
-    /// Ends a tick of the budget, `early` when an alarm does. Returns how each probe is to be attached in the next.
-    pub fn tick(&self, early: bool) -> Vec<Setting> {
+    /// Ends a tick of the budget because it is over. Returns how each probe is to be attached in the next.
+    pub fn tick(&self) -> Vec<Setting> {
+        Self::end_tick(&mut self.lock(), End::Time)
+    }
+
+    /// Ends a tick of the budget because an alarm was rung in it. `None` when that was in an earlier one, which is over.
+    pub fn alarm(&self, tick: u64) -> Option<Vec<Setting>> {
         let mut state = self.lock();
-        let State { budget, kernel, readers, .. } = &mut *state;
+        state.budget.is_now(tick).then(|| Self::end_tick(&mut state, End::Alarm))
+    }
+
+    fn end_tick(state: &mut State, end: End) -> Vec<Setting> {
+        let State { budget, kernel, readers, .. } = state;
         if let Err(error) = budget.read() {
             tracing::warn!("cannot read what the programs cost: {error}");
             return budget.settings();
@@ -178,7 +187,7 @@ impl Collector {
                 tracing::warn!("cannot read probe {}: {error}", probe.name());
             }
         }
-        if let Some(line) = budget.tick(&kernel.control, early) {
+        if let Some(line) = budget.tick(&kernel.control, end) {
             tracing::info!("{line}");
         }
         budget.settings()

@@ -128,8 +128,10 @@ pub struct Watch {
     pub age_seconds: f64,
     /// Seconds that one stands for.
     pub cycle_seconds: f64,
-    /// Seconds of the tick that ends now; `None` in the middle of one.
-    pub tick_seconds: Option<f64>,
+    /// Seconds since the agent began.
+    pub now_seconds: f64,
+    /// Whether a tick ends now.
+    pub ends_tick: bool,
 }
 
 /// Variances of N totals of a probe that is attached for a share of the time.
@@ -143,6 +145,7 @@ pub struct Watch {
 #[derive(Clone, Copy, Debug)]
 pub struct Clusters<const N: usize> {
     last: [u64; N],
+    last_seconds: f64,
     duty_log2: u64,
     windows: u64,
     /// Of windows that are over.
@@ -156,6 +159,7 @@ impl<const N: usize> Default for Clusters<N> {
     fn default() -> Self {
         Self {
             last: [0; N],
+            last_seconds: 0.0,
             duty_log2: 0,
             windows: 0,
             closed: [0.0; N],
@@ -168,8 +172,8 @@ impl<const N: usize> Default for Clusters<N> {
 impl<const N: usize> Clusters<N> {
     /// Takes the totals as they stand.
     pub fn read(&mut self, totals: [u64; N], watch: &Watch) {
-        if let Some(seconds) = watch.tick_seconds {
-            self.tick(totals, watch, seconds);
+        if watch.ends_tick {
+            self.tick(totals, watch);
         }
         self.open = [0.0; N];
         if watch.duty_log2 == 0 {
@@ -183,8 +187,8 @@ impl<const N: usize> Clusters<N> {
         }
     }
 
-    /// Ends a tick of so many seconds.
-    fn tick(&mut self, totals: [u64; N], watch: &Watch, seconds: f64) {
+    /// Ends a tick.
+    fn tick(&mut self, totals: [u64; N], watch: &Watch) {
         let added = self.added(totals);
         // The share of the time may have ended with its last window.
         let duty_log2 = self.duty_log2.max(watch.duty_log2);
@@ -195,9 +199,11 @@ impl<const N: usize> Clusters<N> {
             }
         }
         if is_over || watch.duty_log2 == 0 {
-            let time = if watch.duty_log2 == 0 { seconds } else { watch.cycle_seconds };
-            self.per_second = added.map(|added| added / time.max(1e-3));
-            (self.last, self.windows, self.duty_log2) = (totals, watch.windows, watch.duty_log2);
+            let passed = watch.now_seconds - self.last_seconds;
+            let seconds = if watch.duty_log2 == 0 { passed } else { watch.cycle_seconds };
+            self.per_second = added.map(|added| added / seconds.max(1e-3));
+            (self.last, self.last_seconds) = (totals, watch.now_seconds);
+            (self.windows, self.duty_log2) = (watch.windows, watch.duty_log2);
         }
     }
 
@@ -223,14 +229,24 @@ fn between_windows(duty_log2: u64) -> f64 {
 mod tests {
     use super::*;
 
-    /// At the end of a tick of half a second.
+    /// At the end of a tick, half a second after the start.
     const fn tick(duty_log2: u64, is_open: bool, windows: u64, age_seconds: f64) -> Watch {
-        Watch { duty_log2, is_open, windows, age_seconds, cycle_seconds: 1.0, tick_seconds: Some(0.5) }
+        let (cycle_seconds, now_seconds, ends_tick) = (1.0, 0.5, true);
+        Watch { duty_log2, is_open, windows, age_seconds, cycle_seconds, now_seconds, ends_tick }
     }
 
     /// In the middle of one.
     const fn scrape(duty_log2: u64, is_open: bool, windows: u64, age_seconds: f64) -> Watch {
-        Watch { tick_seconds: None, ..tick(duty_log2, is_open, windows, age_seconds) }
+        Watch { ends_tick: false, ..tick(duty_log2, is_open, windows, age_seconds) }
+    }
+
+    #[test]
+    fn a_long_time_without_ticks_is_no_burst() {
+        // A hundred a second for an hour, exact and without a tick; then windows.
+        let mut clusters = Clusters::default();
+        clusters.read([360_000], &Watch { now_seconds: 3600.0, ..tick(0, true, 0, 0.0) });
+        clusters.read([360_000], &scrape(3, false, 0, 1.0));
+        assert_eq!(clusters.variance(0), 100.0 * 100.0);
     }
 
     #[test]

@@ -27,35 +27,53 @@ use crate::{
     kernel::{attachment::Attachment, control::Control},
 };
 
-/// Ends a tick every half second: empties tables that fill up, lets the budget decide, and says how each probe is to be attached.
-pub async fn tick(site: Arc<Site>, settings: watch::Sender<Vec<Setting>>) {
+/// Ends a tick every half second: empties tables that fill up, lets the budget decide, and says how each probe is to be attached. An alarm ends it
+/// early, when programs ran so often that what was planned for all of it is spent: a load that rises is met when it has cost as much.
+pub async fn tick(
+    site: Arc<Site>,
+    mut alarm: AsyncFd<RingBuf<MapData>>,
+    settings: watch::Sender<Vec<Setting>>,
+) {
     // The first tick ends a whole tick from now.
     let mut ticks = interval_at(time::Instant::now() + TICK, TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        ticks.tick().await;
-        let next = blocking(&site, |collector| {
-            collector.relieve();
-            collector.tick(false)
-        });
-        if let Some(next) = next.await {
+        let next = select! {
+            _ = ticks.tick() => {
+                blocking(&site, |collector| {
+                    collector.relieve();
+                    collector.tick()
+                })
+                .await
+            }
+            tick = rung(&mut alarm) => {
+                let next = blocking(&site, move |collector| collector.alarm(tick)).await.flatten();
+                if next.is_some() {
+                    ticks.reset();
+                }
+                next
+            }
+        };
+        if let Some(next) = next {
             settings.send_replace(next);
         }
     }
 }
 
-/// Ends a tick early when programs ran so often that what was planned for all of it is spent: a load that rises is met when it has cost as
-/// much, and not at the end of the tick.
-pub async fn tick_early(
-    site: Arc<Site>,
-    mut alarm: AsyncFd<RingBuf<MapData>>,
-    settings: watch::Sender<Vec<Setting>>,
-) {
-    while let Ok(mut rung) = alarm.readable_mut().await {
-        while rung.get_inner_mut().next().is_some() {}
-        rung.clear_ready();
-        if let Some(next) = blocking(&site, |collector| collector.tick(true)).await {
-            settings.send_replace(next);
+/// Waits until the alarm is rung; says in which tick.
+async fn rung(alarm: &mut AsyncFd<RingBuf<MapData>>) -> u64 {
+    loop {
+        let Ok(mut ready) = alarm.readable_mut().await else {
+            // The runtime ends, and this task with it.
+            return pending().await;
+        };
+        let mut newest = None;
+        while let Some(tick) = ready.get_inner_mut().next() {
+            newest = newest.max(tick.first_chunk().copied().map(u64::from_ne_bytes));
+        }
+        ready.clear_ready();
+        if let Some(tick) = newest {
+            return tick;
         }
     }
 }

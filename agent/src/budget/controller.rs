@@ -14,7 +14,7 @@
 //! **Why it does not oscillate.** A shedding step at most halves the cost, so the plan after shedding lies not far below
 //! the target. Before a recovery step is taken the plan is evaluated with the step before it is taken and must lie below
 //! [`RECOVER`] of the budget, or not above the plan without it, while shedding begins at [`TARGET`]: at a constant load a step that recovery takes is never
-//! one that shedding takes back. A load that swings within the calm ticks is met by its highest cost.
+//! one that shedding takes back. In windows the period follows from the load alone ([`TAKING`]), which adds an eighth to their cost at most. A load that swings within the calm ticks is met by its highest cost.
 
 use siskin_ebpf::{MAX_PERIOD_LOG2, Probe};
 
@@ -27,10 +27,10 @@ pub const TARGET: f64 = 0.8;
 pub const LEAST_HOT: f64 = 0.1;
 /// Share of the budget that a step of shedding must save: a probe without load is left alone, also when the target is out of reach.
 pub const LEAST_SAVING: f64 = 1e-3;
+/// What taking events in a window may cost beside passing them over.
+const TAKING: f64 = 0.125;
 /// Share of the budget that a plan with one step less shedding must stay below.
 pub const RECOVER: f64 = 0.65;
-/// What taking events in a window may cost beside passing them over.
-pub const FINE: f64 = 0.125;
 /// Ticks in a row in which it must: three seconds.
 pub const CALM_TICKS: u32 = 6;
 /// Windows that a second may see: they are drawn, and a late one of a cycle may come just before an early one of the next.
@@ -141,7 +141,7 @@ impl Controller {
         }
     }
 
-    /// Sheds as much as it takes, and no more: what a tick that an alarm ended early tells is not enough to recover by. Returns whether anything
+    /// Sheds as much as it takes, and does not recover: what a tick that an alarm ended early tells is not enough for that. Returns whether anything
     /// changed.
     pub fn relieve(&mut self, cost: &Cost) -> bool {
         if self.budget_cores <= 0.0 {
@@ -170,7 +170,7 @@ impl Controller {
             let Some(load) = load_of(cost, setting.probe).filter(|_| setting.duty_log2 > 0) else { continue };
             for period_log2 in (0..setting.period_log2).rev() {
                 let taken = load.events * (-(period_log2 as f64)).exp2() * load.event_seconds;
-                if taken > load.runs * cost.run_seconds * FINE {
+                if taken >= load.runs * cost.run_seconds * TAKING {
                     break;
                 }
                 self.settings[index].period_log2 = period_log2;
@@ -389,7 +389,7 @@ mod tests {
         let run = simulate(&mut controller, 20, |_| cost(0.0, 3e6));
         let (_, settings) = &run[19];
         // Taking one costs five times as much as passing it over.
-        let dear = 1.0 / (FINE / 5.0);
+        let dear = 1.0 / (TAKING / 5.0);
         let period = (settings[1].period_log2 as f64).exp2();
         assert!((dear..4.0 * dear).contains(&period), "1 in {period}: {settings:?}");
     }

@@ -19,8 +19,8 @@ pub mod windows;
 
 use controller::{Controller, Cost, Load, Setting};
 use meter::{FULL_RUN_NS, Meter, process_seconds};
-use rates::FULL_RUN_SECONDS;
-use windows::cycle;
+use rates::{FULL_RUN_SECONDS, SPENDERS};
+use windows::{TICK, cycle};
 
 /// Probes whose events are sampled in any case; those of others only when the budget is strict.
 const HOT: [Probe; 2] = [Probe::Disk, Probe::Udp];
@@ -29,12 +29,23 @@ const HOT: [Probe; 2] = [Probe::Disk, Probe::Udp];
 const EXACT_WORTH: f64 = 100.0;
 /// What attaching and detaching a program is taken to cost before it was measured, in seconds of CPU.
 const SWITCH_SECONDS: f64 = 250e-6;
+/// Runs of a probe's programs in a tick below which nobody thinks of shedding.
+const BUSY_RUNS: u64 = 64;
 /// How much of the process's highest cost in a second is still planned for a tick later: scrapes come every few seconds, and what
 /// one costs is not free in between.
 const PROCESS_MEMORY: f64 = 0.975;
 /// Ticks that make the second over which the process's cost is taken.
 const SECOND: usize = 2;
-/// The windows that a probe had.
+/// What ends a tick.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It is as long as a tick is.
+    Time,
+    /// Programs ran more often than was planned for all of it.
+    Alarm,
+}
+
+/// When and how a probe was last attached and detached.
 #[derive(Clone, Copy, Debug, Default)]
 struct Watched {
     /// Share of the time for which it is attached while it is, as a negative power of two.
@@ -56,12 +67,15 @@ pub struct Budget {
     stay: Vec<Probe>,
     cpus: f64,
     tick: u64,
+    began: Instant,
     at: Instant,
     slots: Slots,
     process_seconds: f64,
     process_at: Instant,
     process_ticks: [f64; SECOND],
     process_cores: f64,
+    /// Cores that the programs took in the last whole tick which count every event.
+    exact_cores: f64,
     event_seconds: HashMap<usize, f64>,
     burst_ratios: HashMap<usize, f64>,
     attached_seconds: HashMap<usize, f64>,
@@ -98,12 +112,14 @@ impl Budget {
             cpus: cpus as f64,
             // Programs that ran before were in the tick before.
             tick: 1,
+            began: now,
             at: now,
             slots: Slots::zero(),
             process_seconds: process_seconds(),
             process_at: now,
             process_ticks: [0.0; SECOND],
             process_cores: 0.0,
+            exact_cores: 0.0,
             event_seconds: HashMap::new(),
             burst_ratios: HashMap::new(),
             attached_seconds: HashMap::new(),
@@ -208,8 +224,9 @@ impl Budget {
         let index = probe as usize;
         let watched = self.watched.get(&index).copied().unwrap_or_default();
         let is_open = self.attached_since.contains_key(&index);
+        // One that is to be attached all the time again is so when its cycle is over.
         let duty_log2 = match self.setting(probe) {
-            Some(setting) if !is_open => setting.duty_log2,
+            Some(setting) if !is_open => setting.duty_log2.max(watched.duty_log2),
             _ => watched.duty_log2,
         };
         Watch {
@@ -218,16 +235,21 @@ impl Budget {
             windows: watched.windows,
             age_seconds: watched.ended.map_or(0.0, |ended| ended.elapsed().as_secs_f64()),
             cycle_seconds: cycle(duty_log2).as_secs_f64(),
-            tick_seconds: ends_tick.then(|| self.at.elapsed().as_secs_f64()),
+            now_seconds: self.began.elapsed().as_secs_f64(),
+            ends_tick,
         }
     }
 
-    /// Whether totals of the probe may be estimates since the last tick: by the last reading not every event was certain to be taken, or it
-    /// is or was attached for a share of the time.
+    /// Whether totals of the probe may be estimates since the last tick, or soon: by the last reading not every event was certain to be taken, it
+    /// is or was attached for a share of the time, or it has so much to do that this may come.
     pub fn sheds(&self, probe: Probe) -> bool {
         let index = probe as usize;
         let has_windows = self.setting(probe).is_some_and(|setting| setting.duty_log2 > 0);
-        has_windows || self.attached_seconds.contains_key(&index) || self.drew(probe)
+        let runs =
+            |slots: &Slots| programs(probe).map(|program| slots.of[program as usize].runs).sum::<u64>();
+        let is_busy = runs(self.meter.slots()).saturating_sub(runs(&self.slots)) >= BUSY_RUNS;
+        self.may_shed(probe)
+            && (has_windows || is_busy || self.attached_seconds.contains_key(&index) || self.drew(probe))
     }
 
     fn setting(&self, probe: Probe) -> Option<&Setting> {
@@ -236,24 +258,30 @@ impl Budget {
 
     /// Ends a tick: looks at what it cost by the last reading and decides how the next one samples. Says in one line what changed.
     ///
-    /// When an alarm ends it `early`, and there is nothing more to shed, no other alarm is heard before the next tick ends by itself.
-    pub fn tick(&mut self, control: &Control, early: bool) -> Option<String> {
-        let (cost, seconds) = self.cost(early);
-        let by = if early { ", ended by an alarm" } else { "" };
-        tracing::debug!("tick of {:.0} ms{by}: {cost:?}", seconds * 1e3);
-        self.tick += 1;
+    /// An alarm ends it early. When there is nothing to shed over a short time, no other alarm is heard before the next tick ends by itself; over a longer
+    /// one the load may have begun just now, and the next alarm tells.
+    pub fn tick(&mut self, control: &Control, end: End) -> Option<String> {
+        let (cost, seconds) = self.cost(end);
+        tracing::debug!("tick of {:.0} ms, ended by {end:?}: {cost:?}", seconds * 1e3);
         let controller = self.controller.as_mut()?;
         let before = controller.settings().to_vec();
-        let changed = if early { controller.relieve(&cost) } else { controller.step(&cost) };
-        if early && !changed {
+        let changed = match end {
+            End::Time => controller.step(&cost),
+            End::Alarm => controller.relieve(&cost),
+        };
+        if end == End::Alarm && !changed && seconds < TICK.as_secs_f64() / self.cpus / SPENDERS {
             controller.settings().iter().for_each(|setting| control.silence(setting.probe));
             return None;
         }
-        let budget = controller.budget_cores();
+        self.tick += 1;
         self.set_rates(control, &cost);
         let controller = self.controller.as_ref()?;
-        let line = explain(&before, controller.settings(), budget, &cost);
-        changed.then_some(line)
+        changed.then(|| explain(&before, controller.settings(), controller.budget_cores(), &cost))
+    }
+
+    /// Whether a tick is the one that runs now.
+    pub fn is_now(&self, tick: u64) -> bool {
+        tick == self.tick
     }
 
     /// Tells the programs how the tick that begins now samples, when the last one cost so much.
@@ -265,8 +293,8 @@ impl Budget {
         }
     }
 
-    /// What the tick that ends now cost, and how many seconds it took. One that ends early is too short to tell what the process takes.
-    fn cost(&mut self, early: bool) -> (Cost, f64) {
+    /// What the tick that ends now cost, and how many seconds it took. One that an alarm ends is too short to tell what cannot be shed.
+    fn cost(&mut self, end: End) -> (Cost, f64) {
         let seconds = self.at.elapsed().as_secs_f64().max(1e-3);
         self.at = Instant::now();
         let slots = *self.meter.slots();
@@ -276,7 +304,7 @@ impl Budget {
             // Before 6.1 a program may interrupt itself and a word step back; states such as `random` are no counts.
             *word = if *word > u64::MAX / 2 { 0 } else { *word };
         }
-        if !early {
+        if end == End::Time {
             let process = process_seconds();
             let switching = std::mem::take(&mut self.switching_seconds);
             let cores = (process - self.process_seconds - switching).max(0.0)
@@ -286,14 +314,15 @@ impl Budget {
             self.process_ticks[SECOND - 1] = cores;
             let second = self.process_ticks.iter().sum::<f64>() / SECOND as f64;
             self.process_cores = second.max(self.process_cores * PROCESS_MEMORY);
+            let exact = Program::ALL.into_iter().filter(|program| !self.may_shed.contains(&program.probe()));
+            let exact_ns: u64 = exact.map(|program| self.meter.cost_ns(&delta.of[program as usize])).sum();
+            self.exact_cores = exact_ns as f64 / NANOS / seconds;
         }
 
-        let exact = Program::ALL.into_iter().filter(|program| !self.may_shed.contains(&program.probe()));
-        let exact_ns: u64 = exact.map(|program| self.meter.cost_ns(&delta.of[program as usize])).sum();
         let loads =
             self.may_shed.clone().into_iter().filter_map(|probe| self.load(probe, &delta, &slots)).collect();
         let cost = Cost {
-            fixed_cores: self.process_cores + exact_ns as f64 / NANOS / seconds,
+            fixed_cores: self.process_cores + self.exact_cores,
             run_seconds: self.run_seconds(),
             loads,
         };

@@ -5,7 +5,7 @@ use siskin_ebpf::Rate;
 use super::{
     controller::{Cost, LEAST_HOT, Load, Setting, TARGET},
     share,
-    windows::TICK,
+    windows::{TICK, cycle},
 };
 
 /// What a full run is taken to cost before one was measured.
@@ -15,7 +15,7 @@ const LEAST_ALLOWANCE: f64 = 32.0;
 /// A load that grew by no more than this since the last tick was planned for.
 const GROWTH: f64 = 1.0 / TARGET;
 /// What is left of the budget is enough for so many programs on every CPU that spend all of it within a tick: they rarely all do.
-const SPENDERS: f64 = 2.0;
+pub const SPENDERS: f64 = 2.0;
 
 /// How a probe samples in a tick that is like the last one, which cost as given.
 pub fn rate(setting: &Setting, cost: &Cost, budget_cores: f64, cpus: f64) -> Rate {
@@ -35,12 +35,14 @@ pub fn rate(setting: &Setting, cost: &Cost, budget_cores: f64, cpus: f64) -> Rat
 }
 
 /// How often a program of a probe may run on one CPU within a tick: as often as costs `seconds`, or more often than all of its runs were in the
-/// last, whatever CPU they were on. 0 is no limit.
+/// last, whatever CPU they were on; of a probe with windows, in those that a tick may see. 0 is no limit.
 fn alarm_runs(setting: &Setting, load: Option<&Load>, run_seconds: f64, seconds: f64) -> u64 {
+    let window = 2.0 * cycle(setting.duty_log2).as_secs_f64() * share(setting.duty_log2);
+    let attached_seconds = TICK.as_secs_f64().min(window);
     let share = share(setting.period_log2);
     let (runs, of_run) =
         load.filter(|load| load.runs > 0.0).map_or((0.0, FULL_RUN_SECONDS * share), |load| {
-            (load.runs * TICK.as_secs_f64(), load.events / load.runs * share * load.event_seconds)
+            (load.runs * attached_seconds, load.events / load.runs * share * load.event_seconds)
         });
     let runs = (seconds / (run_seconds + of_run)).max(runs * GROWTH);
     if runs.is_finite() { runs as u64 + 1 } else { 0 }
@@ -69,5 +71,8 @@ mod tests {
         // 10,000 runs in half a second may all have been on one CPU.
         assert_eq!(runs(&load(20_000.0)), 12_501);
         assert_eq!(alarm_runs(&setting, None, 100e-9, f64::INFINITY), 0, "without a budget");
+        // Two windows of a 64th of a second.
+        let windows = Setting { duty_log2: 6, ..setting };
+        assert_eq!(alarm_runs(&windows, Some(&load(640_000.0)), 100e-9, 0.0), 25_001);
     }
 }

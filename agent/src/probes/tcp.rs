@@ -185,8 +185,8 @@ pub struct Tcp {
     sockets: &'static str,
     /// Those that adopt open connections, by name.
     adopt: Vec<(&'static str, Iter)>,
-    /// Ticks since connections were last left out.
-    calm_ticks: u32,
+    /// When connections were last left out, in seconds since the agent began.
+    shed_seconds: f64,
     bank: Bank,
     rows: Rows<u64, TcpRow>,
     flows: Rows<FlowKey, FlowRow>,
@@ -195,8 +195,8 @@ pub struct Tcp {
     clusters: Clusters<6>,
 }
 
-/// Ticks without a connection left out after which those that were left out before are adopted: ten seconds.
-const ADOPT_AFTER_TICKS: u32 = 20;
+/// Seconds without a connection left out after which those that were left out before are adopted.
+const ADOPT_AFTER_SECONDS: f64 = 10.0;
 
 /// The unit of the variance of bytes.
 const BYTES_UNIT: f64 = 16.0;
@@ -219,7 +219,7 @@ impl Tcp {
             sweep,
             sockets,
             adopt,
-            calm_ticks: 0,
+            shed_seconds: 0.0,
             bank: Bank::new(kernel.map(map::TCP_BANK)?, size_of::<TcpBank>(), possible_cpus()?),
             rows: Rows::new(Table::Tcp, both(map::TCP_ROWS)?, limits.workloads),
             flows: Rows::new(Table::Flow, both(map::FLOW_ROWS)?, flow_rows(limits)),
@@ -291,8 +291,10 @@ impl Reader for Tcp {
         let is_calm = rate.period_log2 == 0 && rate.duty_log2 == 0 && none_drawn;
         (self.totals.bank.drawn, self.totals.bank.variance) = (drawn, variance);
         self.draws(slots, watch);
-        self.calm_ticks = if is_calm { self.calm_ticks + 1 } else { 0 };
-        if control.tcp_shed() && self.calm_ticks >= ADOPT_AFTER_TICKS {
+        if !is_calm {
+            self.shed_seconds = watch.now_seconds;
+        }
+        if control.tcp_shed() && watch.now_seconds - self.shed_seconds >= ADOPT_AFTER_SECONDS {
             self.adopt();
             control.set_tcp_shed(false);
         }
