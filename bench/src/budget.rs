@@ -66,12 +66,12 @@ pub struct Second {
     pub duty: [f64; 4],
     /// Share of the events of each that were taken, at the second's end.
     pub ratio: [f64; 4],
-    /// What is said of each kind of event that the agent counts.
+    /// What is said of each kind of event that the agent counts, since the step began: the errors that it exports are those of totals.
     pub guesses: Guesses,
 }
 
 /// An estimate beside the truth.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub struct Guess {
     /// What the load makers counted.
     pub truth: f64,
@@ -188,8 +188,17 @@ fn with_budget(cpu: &str, steps: &[Step], device: &str, options: &Options) -> Re
             let now = Reading::take(&agent)?;
             let before = asked;
             asked = Asked { early, late: Event::ALL.map(|event| crew.count(event)) };
-            let second = second(index, number as usize, (&last, &before), (&now, &asked), device);
-            let second = Second { at: start.elapsed().as_secs_f64(), ..second };
+            let second = second(index, number as usize, (&last, &before), (&now, &asked));
+            let guesses = std::array::from_fn(|index| {
+                let (event, _) = Event::COUNTED[index];
+                Guess {
+                    truth: asked.middle(event as usize),
+                    estimate: now.estimate(event, device).unwrap_or_default().since(quiet[index]),
+                    // A load maker counts after the fact: what each of them was at may be missing.
+                    slack: asked.slack(event as usize) + IN_FLIGHT,
+                }
+            });
+            let second = Second { at: start.elapsed().as_secs_f64(), guesses, ..second };
             say(&budget_report::line(&second, step, cores));
             run.seconds.push(second);
             last = now;
@@ -245,20 +254,9 @@ fn second(
     number: usize,
     (before, asked_before): (&Reading, &Asked),
     (now, asked): (&Reading, &Asked),
-    device: &str,
 ) -> Second {
     let time = (now.at - before.at).as_secs_f64();
     let made = |kind: usize| asked.middle(kind) - asked_before.middle(kind);
-    let guess = |index: usize| {
-        let (event, _) = Event::COUNTED[index];
-        let of = |reading: &Reading| reading.estimate(event, device).unwrap_or_default();
-        Guess {
-            truth: made(event as usize),
-            estimate: of(now).since(of(before)),
-            // A load maker counts after the fact: what each of them was at may be missing.
-            slack: asked.slack(event as usize) + asked_before.slack(event as usize) + IN_FLIGHT,
-        }
-    };
     let ((user, kernel), (user_before, kernel_before)) = (now.meter(), before.meter());
     let process = now.process_seconds - before.process_seconds;
     let programs = now.statistics_seconds() - before.statistics_seconds();
@@ -273,6 +271,6 @@ fn second(
         outside: (process + programs) / time,
         duty: of_each("siskin_budget_duty_ratio"),
         ratio: of_each("siskin_sampling_ratio"),
-        guesses: std::array::from_fn(guess),
+        guesses: [Guess::default(); Event::COUNTED.len()],
     }
 }

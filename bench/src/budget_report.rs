@@ -111,7 +111,7 @@ pub fn report(runs: &[Run], steps: &[Step], machine: &str, options: &Options) ->
         let row = |asked: &str, of: &dyn Fn(usize) -> String| {
             [budget(), asked.to_owned(), of(0), of(1), of(2), of(3)]
         };
-        truths.row(row("every second, while loaded", &seconds));
+        truths.row(row("every second of a step, since it began", &seconds));
         truths.row(row("after every step, at rest", &steps_share));
         verdicts.push_str(&verdict(run, steps));
     }
@@ -124,8 +124,9 @@ pub fn report(runs: &[Run], steps: &[Step], machine: &str, options: &Options) ->
          clock more, of which about one is inside of the figure. The meter was calibrated before these statistics were turned on.\n\n![Cost against budget](budget.svg)\n\n{costs}\n{verdicts}\n\
          Truths within 1.96 standard errors of the estimate (95% are expected; an estimate that took \
          everything has no error and must be equal). While the load runs, the truth is allowed to be off by what the load \
-         made during the scrape. A probe that is attached for a share of the time has one window in a second or two: many a single \
-         second holds none; its estimate is 0, and its error as large as what came. For narrow errors ask over ten seconds and more.\n\n{truths}",
+         made during the scrape. Errors are those of totals, so each second is asked for all that \
+         came since its step began. A probe that is attached for a share of the time has one window in a second or two: the total of a \
+         second may be 0, with an error as large as what came. For narrow errors ask over ten seconds and more.\n\n{truths}",
         options.seconds,
         steps.iter().map(|step| step.label).collect::<Vec<_>>().join(", "),
         if options.lax {
