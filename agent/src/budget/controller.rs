@@ -14,7 +14,7 @@
 //! **Why it does not oscillate.** A shedding step at most halves the cost, so the plan after shedding lies not far below
 //! the target. Before a recovery step is taken the plan is evaluated with the step before it is taken and must lie below
 //! [`RECOVER`] of the budget, or not above the plan without it, while shedding begins at [`TARGET`]: at a constant load a step that recovery takes is never
-//! one that shedding takes back. In windows the period follows from the load alone ([`TAKING`]), which adds an eighth to their cost at most. A load that swings within the calm ticks is met by its highest cost.
+//! one that shedding takes back. In windows the period follows from the load alone (`TAKING`), which adds an eighth to their cost at most. A load that swings within the calm ticks is met by its highest cost.
 
 use siskin_ebpf::{MAX_PERIOD_LOG2, Probe};
 
