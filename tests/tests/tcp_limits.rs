@@ -130,7 +130,10 @@ fn three_thousand_short_connections_are_exact_while_scraped() {
         counts.iter().all(|count| (COUNT - missed..=COUNT).contains(count)),
         "{counts:?}, passed over {missed}"
     );
-    assert_eq!([opened(&last, &here)[1], opened(&last, &there)[0], up[1], down[0]], [0.0; 4]);
+    assert_eq!([opened(&last, &here)[1], opened(&last, &there)[0], down[0]], [0.0; 3]);
+    // A sweep that comes between a FIN and its flag takes the FIN for a byte, which the flow then owes to its next one; here none comes. An
+    // emulated CPU is slow enough for that to happen.
+    assert!(up[1] == 0.0 || up[1] == 1.0 && is_guest(), "{} bytes received of none", up[1]);
     for open in [open(&last, &here), open(&last, &there)].concat() {
         assert!(open.abs() <= missed, "{open}, passed over {missed}");
     }
