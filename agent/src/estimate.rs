@@ -140,6 +140,9 @@ pub struct Watch {
 /// cycle's total; when nothing is known of the other windows its variance is estimated by (D²-D) x² = (1-1/D) X², as if
 /// each window were drawn alone. That is the worst case, and right for a load that comes in bursts.
 ///
+/// A window that saw less than the one before tells little: the load may have stood still for just these milliseconds. Its estimate's square counts
+/// for no less than half of what that of the last one counted for.
+///
 /// What came since the last window is not in the total yet: the error is wider by as much as came in so long a time before. So it is right
 /// at every moment, also in a second without a window.
 #[derive(Clone, Copy, Debug)]
@@ -152,7 +155,8 @@ pub struct Clusters<const N: usize> {
     closed: [f64; N],
     /// Of one that is not, and of what came since the last.
     open: [f64; N],
-    per_second: [f64; N],
+    /// What comes in a second, squared.
+    rate: [f64; N],
 }
 
 impl<const N: usize> Default for Clusters<N> {
@@ -164,7 +168,7 @@ impl<const N: usize> Default for Clusters<N> {
             windows: 0,
             closed: [0.0; N],
             open: [0.0; N],
-            per_second: [0.0; N],
+            rate: [0.0; N],
         }
     }
 }
@@ -181,9 +185,8 @@ impl<const N: usize> Clusters<N> {
         }
         let added = self.added(totals);
         let age_seconds = watch.age_seconds.min(MOST_CYCLES * watch.cycle_seconds);
-        for ((open, added), per_second) in self.open.iter_mut().zip(added).zip(self.per_second) {
-            let missing = per_second * age_seconds;
-            *open = between_windows(watch.duty_log2) * added * added + missing * missing;
+        for ((open, added), rate) in self.open.iter_mut().zip(added).zip(self.rate) {
+            *open = between_windows(watch.duty_log2) * added * added + rate * age_seconds * age_seconds;
         }
     }
 
@@ -193,15 +196,17 @@ impl<const N: usize> Clusters<N> {
         // The share of the time may have ended with its last window.
         let duty_log2 = self.duty_log2.max(watch.duty_log2);
         let is_over = watch.windows != self.windows && !(watch.is_open && watch.duty_log2 > 0);
-        if is_over && duty_log2 > 0 {
-            for (closed, added) in self.closed.iter_mut().zip(added) {
-                *closed += between_windows(duty_log2) * added * added;
-            }
-        }
         if is_over || watch.duty_log2 == 0 {
+            let is_window = is_over && duty_log2 > 0;
             let passed = watch.now_seconds - self.last_seconds;
-            let seconds = if watch.duty_log2 == 0 { passed } else { watch.cycle_seconds };
-            self.per_second = added.map(|added| added / seconds.max(1e-3));
+            let seconds = if watch.duty_log2 == 0 { passed } else { watch.cycle_seconds }.max(1e-3);
+            for (n, added) in added.into_iter().enumerate() {
+                let rate = (added / seconds).powi(2);
+                self.rate[n] = if is_window { rate.max(self.rate[n] / 2.0) } else { rate };
+                if is_window {
+                    self.closed[n] += between_windows(duty_log2) * self.rate[n] * seconds * seconds;
+                }
+            }
             (self.last, self.last_seconds) = (totals, watch.now_seconds);
             (self.windows, self.duty_log2) = (watch.windows, watch.duty_log2);
         }
@@ -283,9 +288,20 @@ mod tests {
             let missing = 1000.0 * age_seconds.min(2.0);
             assert_eq!(clusters.variance(0), missing * missing);
         }
-        // A window that saw nothing: there is no load any more.
-        clusters.read([500], &tick(3, false, 1, 0.4));
-        assert_eq!(clusters.variance(0), 0.0);
+    }
+
+    #[test]
+    fn a_window_that_saw_nothing_tells_little_and_many_tell_that_there_is_no_load() {
+        let mut clusters = Clusters::default();
+        clusters.read([500], &tick(0, true, 0, 0.0));
+        let mut last = 0.0;
+        for windows in 1..=20 {
+            clusters.read([500], &tick(3, false, windows, 0.0));
+            assert!(clusters.variance(0) > last);
+            last = clusters.variance(0);
+        }
+        // 1,000 a second before: a half and a quarter and so on of its square.
+        assert!((0.9..=1.0).contains(&(last / (0.875 * 1e6))), "{last}");
     }
 
     #[test]
