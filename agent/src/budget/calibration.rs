@@ -6,7 +6,8 @@
 use std::{
     io::{self, ErrorKind},
     os::unix::net::UnixDatagram,
-    time::Instant,
+    thread,
+    time::{Duration, Instant},
 };
 
 /// What a run costs where it cannot be measured: the slowdown of a loop of system calls, on 6.18 on one x86_64 machine (91 to 98,
@@ -19,7 +20,10 @@ const PASSED_TO_TURNED: f64 = 1.5;
 /// something else.
 const PLAUSIBLE_NS: std::ops::RangeInclusive<f64> = 35.0..=500.0;
 /// Batches, of which the fastest counts: whatever disturbs makes a batch slower.
-const BATCHES: usize = 256;
+const BATCHES: usize = 64;
+/// Times that there are so many batches, and the pause between: a neighbour of this CPU is busy for milliseconds on end.
+const TIMES: usize = 4;
+const PAUSE: Duration = Duration::from_millis(5);
 /// Calls in a batch.
 const CALLS: u32 = 32;
 
@@ -63,7 +67,10 @@ fn run_ns(with_ns: f64, without_ns: f64) -> Option<u64> {
 /// Nanoseconds of a call in the fastest batch.
 fn call_ns(socket: &UnixDatagram) -> io::Result<f64> {
     let mut fastest = f64::INFINITY;
-    for _ in 0..BATCHES {
+    for number in 0..TIMES * BATCHES {
+        if number > 0 && number % BATCHES == 0 {
+            thread::sleep(PAUSE);
+        }
         let begin = Instant::now();
         for _ in 0..CALLS {
             match socket.recv(&mut [0]) {

@@ -45,6 +45,8 @@ pub struct Load {
     pub probe: Probe,
     /// Runs of its programs per second.
     pub runs: f64,
+    /// Runs per second of the one of them that ran most.
+    pub most_runs: f64,
     /// Events per second among them that could be taken.
     pub events: f64,
     /// Seconds that taking one costs.
@@ -288,6 +290,7 @@ mod tests {
                 Load {
                     probe: Probe::Disk,
                     runs: disk,
+                    most_runs: disk,
                     events: disk,
                     event_seconds: 600e-9,
                     worth: 1.0,
@@ -296,6 +299,7 @@ mod tests {
                 Load {
                     probe: Probe::Udp,
                     runs: udp,
+                    most_runs: udp / 2.0,
                     events: udp,
                     event_seconds: 300e-9,
                     worth: 1.0,

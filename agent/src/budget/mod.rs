@@ -364,6 +364,9 @@ impl Budget {
         let load = Load {
             probe,
             runs: of(|slot| slot.runs) / attached,
+            most_runs: programs(probe).map(|program| delta.of[program as usize].runs).max().unwrap_or(0)
+                as f64
+                / attached,
             // While connections are followed, most of what is done for them is drawn for only once.
             events: events.max(full_runs) / attached,
             event_seconds: *event_seconds,

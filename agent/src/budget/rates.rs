@@ -34,15 +34,15 @@ pub fn rate(setting: &Setting, cost: &Cost, budget_cores: f64, cpus: f64) -> Rat
     }
 }
 
-/// How often a program of a probe may run on one CPU within a tick: as often as costs `seconds`, or more often than all of its runs were in the
-/// last, whatever CPU they were on; of a probe with windows, in those that a tick may see. 0 is no limit.
+/// How often a program of a probe may run on one CPU within a tick: as often as costs `seconds`, or more often than the busiest one did in the
+/// last, whatever CPU that was on; of a probe with windows, in one of them. 0 is no limit.
 fn alarm_runs(setting: &Setting, load: Option<&Load>, run_seconds: f64, seconds: f64) -> u64 {
-    let window = 2.0 * cycle(setting.duty_log2).as_secs_f64() * share(setting.duty_log2);
+    let window = cycle(setting.duty_log2).as_secs_f64() * share(setting.duty_log2);
     let attached_seconds = TICK.as_secs_f64().min(window);
     let share = share(setting.period_log2);
     let (runs, of_run) =
         load.filter(|load| load.runs > 0.0).map_or((0.0, FULL_RUN_SECONDS * share), |load| {
-            (load.runs * attached_seconds, load.events / load.runs * share * load.event_seconds)
+            (load.most_runs * attached_seconds, load.events / load.runs * share * load.event_seconds)
         });
     let runs = (seconds / (run_seconds + of_run)).max(runs * GROWTH);
     if runs.is_finite() { runs as u64 + 1 } else { 0 }
@@ -59,8 +59,9 @@ mod tests {
         let setting = Setting { probe: Probe::Udp, period_log2: 0, duty_log2: 0, detached: false };
         let load = |runs| Load {
             probe: Probe::Udp,
-            runs,
-            events: runs,
+            runs: 2.0 * runs,
+            most_runs: runs,
+            events: 2.0 * runs,
             event_seconds: 300e-9,
             worth: 1.0,
             switch_seconds: 5e-4,
@@ -71,8 +72,8 @@ mod tests {
         // 10,000 runs in half a second may all have been on one CPU.
         assert_eq!(runs(&load(20_000.0)), 12_501);
         assert_eq!(alarm_runs(&setting, None, 100e-9, f64::INFINITY), 0, "without a budget");
-        // Two windows of a 64th of a second.
+        // A window of a 64th of a second.
         let windows = Setting { duty_log2: 6, ..setting };
-        assert_eq!(alarm_runs(&windows, Some(&load(640_000.0)), 100e-9, 0.0), 25_001);
+        assert_eq!(alarm_runs(&windows, Some(&load(640_000.0)), 100e-9, 0.0), 12_501);
     }
 }
