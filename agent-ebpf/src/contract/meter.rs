@@ -95,7 +95,7 @@ impl Slot {
     }
 }
 
-/// One program on one CPU. Only that program writes it, and a program does not interrupt itself.
+/// One program on one CPU. Only that program writes it. Before 6.1 it may interrupt itself, which can lose a count and no more.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Slot {
