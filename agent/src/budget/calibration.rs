@@ -16,10 +16,9 @@ pub const DEFAULT_RUN_NS: u64 = 95;
 /// A run that is passed over to one that is turned away: it looks at the socket more closely and draws. Measured like [`DEFAULT_RUN_NS`],
 /// beside 61 ns for this trigger.
 const PASSED_TO_TURNED: f64 = 1.5;
-/// What is believed of a measurement: less is no program, or a neighbour of this CPU that came to rest in between; more is a machine that does
-/// something else.
+/// What is believed of a measurement: less is no program; more is a machine that does something else.
 const PLAUSIBLE_NS: std::ops::RangeInclusive<f64> = 35.0..=500.0;
-/// Batches, of which the fastest counts: whatever disturbs makes a batch slower.
+/// Batches, of which the one in the middle counts.
 const BATCHES: usize = 64;
 /// Times that there are so many batches, and the pause between: a neighbour of this CPU is busy for milliseconds on end.
 const TIMES: usize = 4;
@@ -31,7 +30,17 @@ const CALLS: u32 = 32;
 #[derive(Debug)]
 pub struct Calibration {
     socket: UnixDatagram,
-    without_ns: f64,
+    without: Calls,
+}
+
+/// Nanoseconds of a call in the batch in the middle.
+#[derive(Clone, Copy, Debug)]
+struct Calls {
+    /// Of the trigger.
+    trigger_ns: f64,
+    /// Of a call that passes no program. A CPU that is slower for all of a measurement, because of its clock or of a neighbour, is slower for
+    /// both.
+    reference_ns: f64,
 }
 
 impl Calibration {
@@ -42,8 +51,8 @@ impl Calibration {
     pub fn begin() -> io::Result<Self> {
         let socket = UnixDatagram::unbound()?;
         socket.set_nonblocking(true)?;
-        let without_ns = call_ns(&socket)?;
-        Ok(Self { socket, without_ns })
+        let without = measure(&socket)?;
+        Ok(Self { socket, without })
     }
 
     /// Measures it again with the programs attached: nanoseconds of a run. `None` when that is not plausible, as where they are on
@@ -52,36 +61,50 @@ impl Calibration {
     /// # Errors
     /// When the socket fails.
     pub fn end(self) -> io::Result<Option<u64>> {
-        let with_ns = call_ns(&self.socket)?;
-        tracing::debug!("a call takes {:.0} ns, and {with_ns:.0} ns with a program", self.without_ns);
-        Ok(run_ns(with_ns, self.without_ns))
+        let with = measure(&self.socket)?;
+        let run_ns = run_ns(&with, &self.without);
+        tracing::debug!(
+            "without programs {:.0?}, with them {with:.0?}: a run takes {run_ns:?} ns",
+            self.without
+        );
+        Ok(run_ns)
     }
 }
 
-/// Nanoseconds of a run that is passed over, from those of a call with and without a program.
-fn run_ns(with_ns: f64, without_ns: f64) -> Option<u64> {
-    let turned_ns = with_ns - without_ns;
+/// Nanoseconds of a run that is passed over, from those of calls with and without a program.
+fn run_ns(with: &Calls, without: &Calls) -> Option<u64> {
+    let turned_ns = with.trigger_ns - without.trigger_ns * with.reference_ns / without.reference_ns;
     PLAUSIBLE_NS.contains(&turned_ns).then_some((turned_ns * PASSED_TO_TURNED) as u64)
 }
 
-/// Nanoseconds of a call in the fastest batch.
-fn call_ns(socket: &UnixDatagram) -> io::Result<f64> {
-    let mut fastest = f64::INFINITY;
+/// Measures both kinds of calls in turns.
+fn measure(socket: &UnixDatagram) -> io::Result<Calls> {
+    let (mut triggers, mut references) = (Vec::new(), Vec::new());
     for number in 0..TIMES * BATCHES {
         if number > 0 && number % BATCHES == 0 {
             thread::sleep(PAUSE);
         }
-        let begin = Instant::now();
-        for _ in 0..CALLS {
-            match socket.recv(&mut [0]) {
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error),
-                Ok(_) => return Err(io::Error::other("a socket without a name got a message")),
-            }
-        }
-        fastest = fastest.min(begin.elapsed().as_nanos() as f64 / f64::from(CALLS));
+        triggers.push(batch_ns(|| match socket.recv(&mut [0]) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(()),
+            Err(error) => Err(error),
+            Ok(_) => Err(io::Error::other("a socket without a name got a message")),
+        })?);
+        references.push(batch_ns(|| socket.take_error().map(drop))?);
     }
-    Ok(fastest)
+    let middle = |mut batches: Vec<f64>| {
+        batches.sort_by(f64::total_cmp);
+        batches[batches.len() / 2]
+    };
+    Ok(Calls { trigger_ns: middle(triggers), reference_ns: middle(references) })
+}
+
+/// Nanoseconds of a call in one batch.
+fn batch_ns(mut call: impl FnMut() -> io::Result<()>) -> io::Result<f64> {
+    let begin = Instant::now();
+    for _ in 0..CALLS {
+        call()?;
+    }
+    Ok(begin.elapsed().as_nanos() as f64 / f64::from(CALLS))
 }
 
 #[cfg(test)]
@@ -90,16 +113,27 @@ mod tests {
 
     #[test]
     fn only_a_plausible_slowdown_is_believed() {
-        assert_eq!(run_ns(280.0, 220.0), Some(90));
-        for with_ns in [100.0, 220.0, 250.0, 5000.0] {
-            assert_eq!(run_ns(with_ns, 220.0), None, "{with_ns}");
+        let without = Calls { trigger_ns: 220.0, reference_ns: 100.0 };
+        let run_ns = |trigger_ns| run_ns(&Calls { trigger_ns, ..without }, &without);
+        assert_eq!(run_ns(280.0), Some(90));
+        for trigger_ns in [100.0, 220.0, 250.0, 5000.0] {
+            assert_eq!(run_ns(trigger_ns), None, "{trigger_ns}");
         }
+    }
+
+    #[test]
+    fn a_cpu_that_got_slower_meanwhile_is_no_slowdown_by_a_program() {
+        let without = Calls { trigger_ns: 220.0, reference_ns: 100.0 };
+        let with = Calls { trigger_ns: (220.0 + 60.0) * 1.5, reference_ns: 150.0 };
+        assert_eq!(run_ns(&with, &without), Some(135));
     }
 
     #[test]
     fn the_trigger_is_a_call_that_takes_time() -> io::Result<()> {
         let calibration = Calibration::begin()?;
-        assert!(calibration.without_ns > 0.0 && calibration.without_ns.is_finite());
+        for ns in [calibration.without.trigger_ns, calibration.without.reference_ns] {
+            assert!(ns > 0.0 && ns.is_finite());
+        }
         calibration.end().map(drop)
     }
 }
