@@ -25,7 +25,7 @@ use crate::{
 /// `cgroup_mkdir(cgroup, path)`: a new cgroup, before anything can be in it.
 #[btf_tracepoint(function = "cgroup_mkdir")]
 pub fn cgroup_mkdir(ctx: BtfTracePointContext) -> i32 {
-    meter::run(Program::CgroupMkdir, || made(&ctx))
+    meter::run(Program::CgroupMkdir, |_| made(&ctx))
 }
 
 #[inline(always)]
@@ -53,7 +53,7 @@ fn made(ctx: &BtfTracePointContext) {
 /// `cgroup_release(cgroup, path)`: nothing refers to the cgroup any more.
 #[btf_tracepoint(function = "cgroup_release")]
 pub fn cgroup_release(ctx: BtfTracePointContext) -> i32 {
-    meter::run(Program::CgroupRelease, || released(&ctx))
+    meter::run(Program::CgroupRelease, |_| released(&ctx))
 }
 
 #[inline(always)]

@@ -3,9 +3,7 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::{
-    bindings::BPF_NOEXIST, helpers::bpf_ktime_get_ns, macros::btf_tracepoint, programs::BtfTracePointContext,
-};
+use aya_ebpf::{bindings::BPF_NOEXIST, macros::btf_tracepoint, programs::BtfTracePointContext};
 use siskin_ebpf::{
     DiskBank, DiskKey, DiskOp, DiskRow, DiskWorkloadKey, DiskWorkloadRow, Loss, Probe, Program, Table,
 };
@@ -38,14 +36,14 @@ pub fn disk_complete(ctx: BtfTracePointContext) -> i32 {
     let failed = ctx.arg::<u32>(1) & 0xff != 0;
     let weight = sampling::take(slot, Probe::Disk);
     if weight.is_some() || failed {
-        meter::time(slot, || completed(&ctx, failed, weight));
+        meter::time(slot, |now_ns| completed(&ctx, failed, weight, now_ns));
     }
     0
 }
 
 /// Counts a completion: its error exactly, the rest with its weight when it was taken.
 #[inline(always)]
-fn completed(ctx: &BtfTracePointContext, failed: bool, weight: Option<Weight>) {
+fn completed(ctx: &BtfTracePointContext, failed: bool, weight: Option<Weight>, now_ns: u64) {
     let rq: *const c_void = ctx.arg(0);
     let bytes: u32 = ctx.arg(2);
     let Some(bank) = DISK_BANK.get_ptr_mut(0) else { return };
@@ -82,7 +80,6 @@ fn completed(ctx: &BtfTracePointContext, failed: bool, weight: Option<Weight>) {
         if bytes < left {
             return;
         }
-        let now = bpf_ktime_get_ns();
         // The device is done with a write when its data is, not when the flushes after it are.
         let issued: u64 = load(rq, &facts::RQ_IO_START);
         let reached_device = op != DiskOp::Write || bytes != 0;
@@ -94,7 +91,7 @@ fn completed(ctx: &BtfTracePointContext, failed: bool, weight: Option<Weight>) {
             add(lost.add(Loss::NoDeviceTime as usize), weight.of(1));
         }
         if issued != 0 && reached_device {
-            let device_ns = now.saturating_sub(issued);
+            let device_ns = now_ns.saturating_sub(issued);
             maps::observe(&raw mut (*row).device, device_ns, weight);
             add(&raw mut (*total).device_ns, weight.of(device_ns));
             weight.spread(&raw mut (*variance).device, device_ns, NS_UNIT_LOG2);
@@ -108,7 +105,7 @@ fn completed(ctx: &BtfTracePointContext, failed: bool, weight: Option<Weight>) {
             // flag, and always the time (blk_rq_init, block/blk-mq.c, 6.18).
             let queued = if keeps_statistics { load(rq, &facts::RQ_START) } else { 0 };
             if queued != 0 {
-                let total_ns = now.saturating_sub(queued);
+                let total_ns = now_ns.saturating_sub(queued);
                 maps::observe(&raw mut (*row).total, total_ns, weight);
                 add(&raw mut (*total).total_ns, weight.of(total_ns));
                 weight.spread(&raw mut (*variance).total, total_ns, NS_UNIT_LOG2);

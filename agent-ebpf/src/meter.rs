@@ -27,13 +27,13 @@ pub fn begin(program: Program) -> Option<*mut Slot> {
     Some(slot)
 }
 
-/// Runs `body` and notes how long it took.
+/// Runs `body`, which is given the time in nanoseconds since boot, and notes how long it took.
 #[inline(always)]
-pub fn time(slot: *mut Slot, body: impl FnOnce()) {
+pub fn time(slot: *mut Slot, body: impl FnOnce(u64)) {
     // SAFETY: the helper has no preconditions; the slot is as in `begin`.
     unsafe {
         let begin_ns = bpf_ktime_get_ns();
-        body();
+        body(begin_ns);
         (*slot).full_runs += 1;
         (*slot).busy_ns += bpf_ktime_get_ns() - begin_ns;
     }
@@ -41,7 +41,7 @@ pub fn time(slot: *mut Slot, body: impl FnOnce()) {
 
 /// Counts, runs and times a program that is not sampled.
 #[inline(always)]
-pub fn run(program: Program, body: impl FnOnce()) -> i32 {
+pub fn run(program: Program, body: impl FnOnce(u64)) -> i32 {
     if let Some(slot) = begin(program) {
         time(slot, body);
     }

@@ -4,9 +4,7 @@
 use core::ffi::c_void;
 
 use aya_ebpf::{
-    bindings::BPF_NOEXIST,
-    helpers::{bpf_get_current_comm, bpf_ktime_get_ns},
-    macros::btf_tracepoint,
+    bindings::BPF_NOEXIST, helpers::bpf_get_current_comm, macros::btf_tracepoint,
     programs::BtfTracePointContext,
 };
 use siskin_ebpf::{CommRow, Exited, Loss, Outcome, Probe, ProcessBank, ProcessRow, Program, Table};
@@ -28,7 +26,7 @@ pub fn process_exec(ctx: BtfTracePointContext) -> i32 {
     if let Some(slot) = meter::begin(Program::ProcessExec)
         && let Some(weight) = sampling::take(slot, Probe::Process)
     {
-        meter::time(slot, || executed(&ctx, weight));
+        meter::time(slot, |_| executed(&ctx, weight));
     }
     0
 }
@@ -68,7 +66,7 @@ pub fn process_fork(ctx: BtfTracePointContext) -> i32 {
     if pid == tgid
         && let Some(weight) = sampling::take(slot, Probe::Process)
     {
-        meter::time(slot, || forked(child, weight));
+        meter::time(slot, |_| forked(child, weight));
     }
     0
 }
@@ -108,7 +106,7 @@ pub fn process_exit(ctx: BtfTracePointContext) -> i32 {
     let oom_killed = unsafe { load::<u64>(signal, &facts::SIGNAL_OOM_MM) } != 0;
     let weight = sampling::take(slot, Probe::Process);
     if weight.is_some() || oom_killed {
-        meter::time(slot, || {
+        meter::time(slot, |now_ns| {
             let Some(bank) = maps::PROCESS_BANK.get_ptr_mut(0) else { return };
             let row = row_of(task, bank);
             if oom_killed {
@@ -117,7 +115,7 @@ pub fn process_exit(ctx: BtfTracePointContext) -> i32 {
                 add(unsafe { &raw mut (*row).oom_kills }, weight.of(1));
             }
             if let Some(weight) = weight {
-                exited(leader, signal, start_ns, row, bank, weight);
+                exited(leader, signal, [start_ns, now_ns], row, bank, weight);
             }
         });
     }
@@ -131,7 +129,7 @@ const LIFETIME_UNIT_LOG2: u32 = 16;
 fn exited(
     leader: *const c_void,
     signal: *const c_void,
-    start_ns: u64,
+    [start_ns, now_ns]: [u64; 2],
     row: *mut ProcessRow,
     bank: *mut ProcessBank,
     weight: Weight,
@@ -149,7 +147,7 @@ fn exited(
             Outcome::Failure => add(&raw mut (*row).exits[1], weight.of(1)),
             Outcome::Signal => add(&raw mut (*row).exits[2], weight.of(1)),
         }
-        let lifetime_ns = bpf_ktime_get_ns().saturating_sub(start_ns);
+        let lifetime_ns = now_ns.saturating_sub(start_ns);
         maps::observe(&raw mut (*bank).lifetime, lifetime_ns, weight);
         add(&raw mut (*bank).total[2], weight.of(1));
         weight.spread(&raw mut (*bank).exits_variance, 1, 0);

@@ -6,7 +6,7 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::{helpers::bpf_ktime_get_ns, macros::btf_tracepoint, programs::BtfTracePointContext};
+use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use siskin_ebpf::{Failure, FlowRow, Loss, PROTOCOL_TCP, Probe, Program, Role, Slot, Socket, TcpBank};
 
 use crate::{
@@ -74,16 +74,16 @@ fn state_changed<M: Memory>(ctx: &BtfTracePointContext) -> i32 {
     match (old, new) {
         // When it is not followed now, that is decided when it is established.
         (_, state::SYN_SENT) if sampling::takes_all(slot, Probe::Tcp) => {
-            meter::time(slot, || connecting::<M>(sk));
+            meter::time(slot, |now_ns| connecting::<M>(sk, now_ns));
         }
         (_, state::CLOSE) => match M::find(sk) {
-            Some(socket) => meter::time(slot, || followed_closed::<M>(sk, socket, old, bank)),
+            Some(socket) => meter::time(slot, |now_ns| followed_closed::<M>(sk, socket, old, now_ns, bank)),
             None => closed::<M>(sk, old, bank, slot),
         },
-        (_, state::LISTEN) => meter::time(slot, || tcp_iter::listens(sk)),
+        (_, state::LISTEN) => meter::time(slot, |_| tcp_iter::listens(sk)),
         // A socket closed before the last segment of its handshake goes from there to FIN_WAIT1.
         (state::SYN_SENT | state::SYN_RECV, state::ESTABLISHED | state::FIN_WAIT1) => match M::find(sk) {
-            Some(socket) => meter::time(slot, || followed_established(socket, bank)),
+            Some(socket) => meter::time(slot, |now_ns| followed_established(socket, now_ns, bank)),
             None => established::<M>(sk, old, bank, slot),
         },
         _ => {}
@@ -110,7 +110,7 @@ fn reset(program: Program, direction: usize) -> i32 {
         && let Some(weight) = sampling::take(slot, Probe::Tcp)
         && let Some(bank) = TCP_BANK.get_ptr_mut(0)
     {
-        meter::time(slot, || {
+        meter::time(slot, |_| {
             // SAFETY: a map value with two such words.
             unsafe { add((&raw mut (*bank).resets).cast::<u64>().add(direction), weight.of(1)) };
         });
@@ -120,25 +120,21 @@ fn reset(program: Program, direction: usize) -> i32 {
 
 /// The first state of a connection opened from here.
 #[inline(always)]
-fn connecting<M: Memory>(sk: *const c_void) {
-    // SAFETY: the helper has no preconditions.
-    let now = unsafe { bpf_ktime_get_ns() };
+fn connecting<M: Memory>(sk: *const c_void, now_ns: u64) {
     // When there is no room now, there is another try when it is established.
-    begin::<M>(sk, Role::Client, now, 0);
+    begin::<M>(sk, Role::Client, now_ns, 0);
 }
 
 /// Both ends agreed on a connection that is followed since its SYN was sent.
 #[inline(always)]
-fn followed_established(socket: *mut Socket, bank: *mut TcpBank) {
+fn followed_established(socket: *mut Socket, now_ns: u64, bank: *mut TcpBank) {
     let weight = sampling::whenever_attached(Probe::Tcp);
-    // SAFETY: the helper has no preconditions; socket storage and banks are map values; only this socket's own state changes
-    // write these words.
+    // SAFETY: socket storage and banks are map values; only this socket's own state changes write these words.
     unsafe {
-        let now = bpf_ktime_get_ns();
         if (*socket).since_ns != 0 {
-            maps::observe(&raw mut (*bank).connect, now.saturating_sub((*socket).since_ns), weight);
+            maps::observe(&raw mut (*bank).connect, now_ns.saturating_sub((*socket).since_ns), weight);
         }
-        (*socket).since_ns = now;
+        (*socket).since_ns = now_ns;
         (*socket).established = 1;
         opened((*socket).flow.cgroup, Role::Client, bank, weight);
     }
@@ -148,7 +144,7 @@ fn followed_established(socket: *mut Socket, bank: *mut TcpBank) {
 #[inline(always)]
 fn established<M: Memory>(sk: *const c_void, old: u32, bank: *mut TcpBank, slot: *mut Slot) {
     let Some(weight) = sampling::take(slot, Probe::Tcp) else { return shed() };
-    meter::time(slot, || {
+    meter::time(slot, |now_ns| {
         let role = if old == state::SYN_SENT { Role::Client } else { Role::Server };
         opened(cgroup(sk), role, bank, weight);
         if !weight.is_one() {
@@ -157,9 +153,7 @@ fn established<M: Memory>(sk: *const c_void, old: u32, bank: *mut TcpBank, slot:
             add(unsafe { (&raw mut (*bank).lost).cast::<u64>().add(Loss::Budget as usize) }, weight.of(1));
             return;
         }
-        // SAFETY: the helper has no preconditions.
-        let now = unsafe { bpf_ktime_get_ns() };
-        if !begin::<M>(sk, role, now, 1) {
+        if !begin::<M>(sk, role, now_ns, 1) {
             // SAFETY: a map value.
             maps::lose(unsafe { &raw mut (*bank).lost }, Loss::SocketStorage);
         }
@@ -176,10 +170,8 @@ fn opened(cgroup: u64, role: Role, bank: *mut TcpBank, weight: Weight) {
             Role::Client => add(&raw mut (*row).opened[0], weight.of(1)),
             Role::Server => add(&raw mut (*row).opened[1], weight.of(1)),
         }
-        if !weight.is_one() {
-            add(&raw mut (*bank).drawn.opened, weight.of(1));
-            weight.spread(&raw mut (*bank).variance.opened, 1, 0);
-        }
+        add(&raw mut (*bank).events.opened, weight.of(1));
+        weight.spread(&raw mut (*bank).variance.opened, 1, 0);
     }
 }
 
@@ -227,7 +219,7 @@ fn closed<M: Memory>(sk: *const c_void, old: u32, bank: *mut TcpBank, slot: *mut
         maps::lose(unsafe { &raw mut (*bank).lost }, Loss::LateAttach);
     }
     let Some(weight) = sampling::take(slot, Probe::Tcp) else { return };
-    meter::time(slot, || {
+    meter::time(slot, |_| {
         // SAFETY: `sk` is a `sock` by the tracepoint's BTF.
         let errno: u32 = unsafe { load(sk, &facts::SK_ERR) };
         let cgroup = cgroup(sk);
@@ -250,7 +242,13 @@ fn closed<M: Memory>(sk: *const c_void, old: u32, bank: *mut TcpBank, slot: *mut
 
 /// The last state of a connection that is followed.
 #[inline(always)]
-fn followed_closed<M: Memory>(sk: *const c_void, socket: *mut Socket, old: u32, bank: *mut TcpBank) {
+fn followed_closed<M: Memory>(
+    sk: *const c_void,
+    socket: *mut Socket,
+    old: u32,
+    now_ns: u64,
+    bank: *mut TcpBank,
+) {
     let weight = sampling::whenever_attached(Probe::Tcp);
     // SAFETY: `sk` is a `sock` by the tracepoint's BTF; socket storage and banks are map values; only this socket's own state
     // changes write these words.
@@ -273,7 +271,7 @@ fn followed_closed<M: Memory>(sk: *const c_void, socket: *mut Socket, old: u32, 
             }
         }
         if established && (*socket).established != 0 && since_ns != 0 {
-            let lifetime_ns = bpf_ktime_get_ns().saturating_sub(since_ns);
+            let lifetime_ns = now_ns.saturating_sub(since_ns);
             let lifetimes = &raw mut (*bank).lifetime;
             let lifetime = if (*socket).flow.role == Role::Client as u8 {
                 &raw mut (*lifetimes)[0]
@@ -300,9 +298,7 @@ fn fail(row: *mut siskin_ebpf::TcpRow, errno: u32, bank: *mut TcpBank, weight: W
             Failure::Reset => add(&raw mut (*row).failed[2], weight.of(1)),
             Failure::Other => add(&raw mut (*row).failed[3], weight.of(1)),
         }
-        if !weight.is_one() {
-            add(&raw mut (*bank).drawn.failed, weight.of(1));
-            weight.spread(&raw mut (*bank).variance.failed, 1, 0);
-        }
+        add(&raw mut (*bank).events.failed, weight.of(1));
+        weight.spread(&raw mut (*bank).variance.failed, 1, 0);
     }
 }

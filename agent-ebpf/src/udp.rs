@@ -74,7 +74,7 @@ fn moved(sk: impl Pointer, result: i32, direction: usize, program: Program) -> i
     if let Some(weight) = sampling::take(slot, Probe::Udp)
         && let Some(bank) = UDP_BANK.get_ptr_mut(0)
     {
-        meter::time(slot, || count(sk, result as u64, direction, weight, bank));
+        meter::time(slot, |_| count(sk, result as u64, direction, weight, bank));
     }
     0
 }

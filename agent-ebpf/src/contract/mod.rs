@@ -24,6 +24,6 @@ pub use meter::{PROGRAMS, Program, Slot, Slots};
 pub use names::{map, program};
 pub use process::{CommRow, Exited, Outcome, ProcessBank, ProcessRow};
 pub use sampling::{MAX_PERIOD_LOG2, Rate, Sampler, variance};
-pub use tcp::{Failure, FlowKey, FlowRow, Listener, PROTOCOL_TCP, Role, Socket, TcpBank, TcpDrawn, TcpRow};
+pub use tcp::{Failure, FlowKey, FlowRow, Listener, PROTOCOL_TCP, Role, Socket, TcpBank, TcpEvents, TcpRow};
 pub use udp::{PROTOCOL_UDP, UdpBank, UdpRow, UdpVariance};
 pub use words::Words;

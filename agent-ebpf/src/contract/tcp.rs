@@ -2,7 +2,7 @@
 
 use super::{LOSSES, Latency, Lifetime, words::made_of_words};
 
-made_of_words!(TcpRow, TcpBank, TcpDrawn, FlowRow);
+made_of_words!(TcpRow, TcpBank, TcpEvents, FlowRow);
 
 /// Which end of a connection the socket is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -81,10 +81,10 @@ pub struct TcpRow {
     pub retransmits: u64,
 }
 
-/// Totals of the connections that were not counted one by one, or their variances.
+/// Totals of what connections' beginnings and ends brought, without what sweeps add, or their variances.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
-pub struct TcpDrawn {
+pub struct TcpEvents {
     /// Connections established.
     pub opened: u64,
     /// Connections that ended in an error.
@@ -117,10 +117,10 @@ pub struct TcpBank {
     pub flow_other: [FlowRow; 2],
     /// Followed sockets that sweeps visited: each sweep adds how many there are.
     pub swept: u64,
-    /// What was added for events that stood for more than themselves.
-    pub drawn: TcpDrawn,
+    /// What was added for events, by their weights.
+    pub events: TcpEvents,
     /// The variance that the draws bring to that.
-    pub variance: TcpDrawn,
+    pub variance: TcpEvents,
     /// Losses by [`Loss`](crate::Loss).
     pub lost: [u64; LOSSES],
 }

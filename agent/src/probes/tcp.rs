@@ -4,7 +4,7 @@
 use std::{collections::HashSet, io};
 
 use siskin_ebpf::{
-    Failure, FlowKey, FlowRow, Loss, Probe, Program, Role, Slots, Socket, Table, TcpBank, TcpDrawn, TcpRow,
+    Failure, FlowKey, FlowRow, Loss, Probe, Program, Role, Slots, Socket, Table, TcpBank, TcpEvents, TcpRow,
     Words as _, map, program,
 };
 
@@ -187,6 +187,8 @@ pub struct Tcp {
     adopt: Vec<(&'static str, Iter)>,
     /// When connections were last left out, in seconds since the agent began.
     shed_seconds: f64,
+    /// The variance of what was passed over until the last tick.
+    spread: u64,
     bank: Bank,
     rows: Rows<u64, TcpRow>,
     flows: Rows<FlowKey, FlowRow>,
@@ -220,6 +222,7 @@ impl Tcp {
             sockets,
             adopt,
             shed_seconds: 0.0,
+            spread: 0,
             bank: Bank::new(kernel.map(map::TCP_BANK)?, size_of::<TcpBank>(), possible_cpus()?),
             rows: Rows::new(Table::Tcp, both(map::TCP_ROWS)?, limits.workloads),
             flows: Rows::new(Table::Flow, both(map::FLOW_ROWS)?, flow_rows(limits)),
@@ -243,8 +246,8 @@ impl Tcp {
     }
 }
 
-fn words(drawn: &TcpDrawn) -> [u64; 6] {
-    let TcpDrawn { opened, failed, connections, sent_bytes, received_bytes, retransmits } = *drawn;
+fn words(events: &TcpEvents) -> [u64; 6] {
+    let TcpEvents { opened, failed, connections, sent_bytes, received_bytes, retransmits } = *events;
     [opened, failed, connections, sent_bytes, received_bytes, retransmits]
 }
 
@@ -285,11 +288,13 @@ impl Reader for Tcp {
     }
 
     fn tick(&mut self, slots: &Slots, watch: &Watch, control: &Control) -> io::Result<()> {
-        let TcpBank { drawn, variance, .. } = self.bank.read()?;
+        let TcpBank { events, variance, .. } = self.bank.read()?;
+        (self.totals.bank.events, self.totals.bank.variance) = (events, variance);
         let rate = control.rate(Probe::Tcp);
-        let none_drawn = drawn.since(&self.totals.bank.drawn).is_zero();
-        let is_calm = rate.period_log2 == 0 && rate.duty_log2 == 0 && none_drawn;
-        (self.totals.bank.drawn, self.totals.bank.variance) = (drawn, variance);
+        let spread = slots.of[Program::TcpState as usize].sampler.spread;
+        // CPUs that had spent their allowance drew by themselves.
+        let is_calm = rate.period_log2 == 0 && rate.duty_log2 == 0 && spread == self.spread;
+        self.spread = spread;
         self.draws(slots, watch);
         if !is_calm {
             self.shed_seconds = watch.now_seconds;
@@ -302,13 +307,13 @@ impl Reader for Tcp {
     }
 
     fn draws(&mut self, slots: &Slots, watch: &Watch) {
-        self.clusters.read(words(&self.totals.bank.drawn), watch);
-        let drawn = self.totals.bank.variance;
+        self.clusters.read(words(&self.totals.bank.events), watch);
+        let variance = self.totals.bank.variance;
         self.variances.read(Draws {
             spread: slots.of[Program::TcpState as usize].sampler.spread,
             // One sampler draws both kinds of event: a connection's establishment, and its end.
-            count: drawn.opened.wrapping_add(drawn.connections),
-            values: words(&drawn),
+            count: variance.opened.wrapping_add(variance.connections),
+            values: words(&variance),
         });
     }
 
