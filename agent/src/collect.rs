@@ -125,7 +125,7 @@ impl Collector {
         let State { budget, readers, .. } = &mut *state;
         match budget.read() {
             Ok(()) => readers.iter_mut().for_each(|reader| {
-                reader.draws(budget.slots(), &budget.watch(reader.probe(), false));
+                reader.draws(budget.slots(), &budget.watch(reader.probe()));
             }),
             Err(error) => tracing::warn!("cannot read what the programs cost: {error}"),
         }
@@ -181,9 +181,11 @@ impl Collector {
         }
         for reader in readers.iter_mut() {
             let probe = reader.probe();
-            if (budget.sheds(probe) || probe == Probe::Tcp && kernel.control.tcp_shed())
-                && let Err(error) = reader.tick(budget.slots(), &budget.watch(probe, true), &kernel.control)
-            {
+            if !(budget.sheds(probe) || probe == Probe::Tcp && kernel.control.tcp_shed()) {
+                continue;
+            }
+            let watch = budget.watch_tick(probe);
+            if let Err(error) = reader.tick(budget.slots(), &watch, &kernel.control) {
                 tracing::warn!("cannot read probe {}: {error}", probe.name());
             }
         }

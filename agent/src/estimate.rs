@@ -126,12 +126,23 @@ pub struct Watch {
     pub windows: u64,
     /// Seconds since the last one ended.
     pub age_seconds: f64,
-    /// Seconds that one stands for.
+    /// Seconds from one to the next.
     pub cycle_seconds: f64,
+    /// Seconds that the last one stands for.
+    pub window_seconds: f64,
     /// Seconds since the agent began.
     pub now_seconds: f64,
-    /// Whether a tick ends now.
-    pub ends_tick: bool,
+    /// The tick, when one ends now.
+    pub tick: Option<Tick>,
+}
+
+/// A tick that ends.
+#[derive(Clone, Copy, Debug)]
+pub struct Tick {
+    /// Seconds that it took.
+    pub seconds: f64,
+    /// Share of what the probe saw since the last tick that was looked at which it saw in this one: ticks in which it is not busy are not.
+    pub share: f64,
 }
 
 /// Variances of N totals of a probe that is attached for a share of the time.
@@ -148,7 +159,6 @@ pub struct Watch {
 #[derive(Clone, Copy, Debug)]
 pub struct Clusters<const N: usize> {
     last: [u64; N],
-    last_seconds: f64,
     duty_log2: u64,
     windows: u64,
     /// Of windows that are over.
@@ -161,24 +171,14 @@ pub struct Clusters<const N: usize> {
 
 impl<const N: usize> Default for Clusters<N> {
     fn default() -> Self {
-        Self {
-            last: [0; N],
-            last_seconds: 0.0,
-            duty_log2: 0,
-            windows: 0,
-            closed: [0.0; N],
-            open: [0.0; N],
-            rate: [0.0; N],
-        }
+        Self { last: [0; N], duty_log2: 0, windows: 0, closed: [0.0; N], open: [0.0; N], rate: [0.0; N] }
     }
 }
 
 impl<const N: usize> Clusters<N> {
     /// Takes the totals as they stand.
     pub fn read(&mut self, totals: [u64; N], watch: &Watch) {
-        if watch.ends_tick {
-            self.tick(totals, watch);
-        }
+        self.close(totals, watch);
         self.open = [0.0; N];
         if watch.duty_log2 == 0 {
             return;
@@ -190,26 +190,26 @@ impl<const N: usize> Clusters<N> {
         }
     }
 
-    /// Ends a tick.
-    fn tick(&mut self, totals: [u64; N], watch: &Watch) {
-        let added = self.added(totals);
+    /// Ends a window that is over, or a tick in which the probe was attached all the time.
+    fn close(&mut self, totals: [u64; N], watch: &Watch) {
         // The share of the time may have ended with its last window.
         let duty_log2 = self.duty_log2.max(watch.duty_log2);
-        let is_over = watch.windows != self.windows && !(watch.is_open && watch.duty_log2 > 0);
-        if is_over || watch.duty_log2 == 0 {
-            let is_window = is_over && duty_log2 > 0;
-            let passed = watch.now_seconds - self.last_seconds;
-            let seconds = if watch.duty_log2 == 0 { passed } else { watch.cycle_seconds }.max(1e-3);
-            for (n, added) in added.into_iter().enumerate() {
-                let rate = (added / seconds).powi(2);
-                self.rate[n] = if is_window { rate.max(self.rate[n] / 2.0) } else { rate };
-                if is_window {
-                    self.closed[n] += between_windows(duty_log2) * self.rate[n] * seconds * seconds;
-                }
+        let is_window = watch.windows != self.windows && !watch.is_open && duty_log2 > 0;
+        let (share, seconds) = match watch.tick {
+            _ if is_window && watch.duty_log2 > 0 => (1.0, watch.window_seconds.max(1e-3)),
+            Some(tick) if watch.duty_log2 == 0 => (tick.share, tick.seconds.max(1e-3)),
+            _ => return,
+        };
+        let is_window = is_window || watch.windows != self.windows && watch.duty_log2 == 0;
+        let added = self.added(totals);
+        for (n, added) in added.into_iter().enumerate() {
+            let rate = (added * share / seconds).powi(2);
+            self.rate[n] = if is_window { rate.max(self.rate[n] / 2.0) } else { rate };
+            if is_window {
+                self.closed[n] += between_windows(duty_log2) * self.rate[n] * seconds * seconds;
             }
-            (self.last, self.last_seconds) = (totals, watch.now_seconds);
-            (self.windows, self.duty_log2) = (watch.windows, watch.duty_log2);
         }
+        (self.last, self.windows, self.duty_log2) = (totals, watch.windows, watch.duty_log2);
     }
 
     /// The variance of the n-th total so far.
@@ -236,22 +236,31 @@ mod tests {
 
     /// At the end of a tick, half a second after the start.
     const fn tick(duty_log2: u64, is_open: bool, windows: u64, age_seconds: f64) -> Watch {
-        let (cycle_seconds, now_seconds, ends_tick) = (1.0, 0.5, true);
-        Watch { duty_log2, is_open, windows, age_seconds, cycle_seconds, now_seconds, ends_tick }
+        Watch {
+            duty_log2,
+            is_open,
+            windows,
+            age_seconds,
+            cycle_seconds: 1.0,
+            window_seconds: 1.0,
+            now_seconds: 0.0,
+            tick: Some(Tick { seconds: 0.5, share: 1.0 }),
+        }
     }
 
     /// In the middle of one.
     const fn scrape(duty_log2: u64, is_open: bool, windows: u64, age_seconds: f64) -> Watch {
-        Watch { ends_tick: false, ..tick(duty_log2, is_open, windows, age_seconds) }
+        Watch { tick: None, ..tick(duty_log2, is_open, windows, age_seconds) }
     }
 
     #[test]
-    fn a_long_time_without_ticks_is_no_burst() {
-        // A hundred a second for an hour, exact and without a tick; then windows.
+    fn a_burst_after_a_long_time_without_ticks_is_as_fast_as_it_was() {
+        // A hundred a second for an hour, exact and without a tick that was looked at; then a thousand in ten milliseconds, and windows.
         let mut clusters = Clusters::default();
-        clusters.read([360_000], &Watch { now_seconds: 3600.0, ..tick(0, true, 0, 0.0) });
-        clusters.read([360_000], &scrape(3, false, 0, 1.0));
-        assert_eq!(clusters.variance(0), 100.0 * 100.0);
+        let burst = Tick { seconds: 0.01, share: 1000.0 / 361_000.0 };
+        clusters.read([361_000], &Watch { tick: Some(burst), ..tick(0, true, 0, 0.0) });
+        clusters.read([361_000], &scrape(3, false, 0, 1.0));
+        assert!((clusters.variance(0).sqrt() - 100_000.0).abs() < 1.0, "{}", clusters.variance(0).sqrt());
     }
 
     #[test]

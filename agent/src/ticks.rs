@@ -196,7 +196,7 @@ fn switch_now(
     attachment: &mut Attachment,
     duty_log2: Option<u64>,
 ) -> Instant {
-    let (probe, cpu_seconds) = (attachment.probe, thread_seconds());
+    let (probe, begin, cpu_seconds) = (attachment.probe, Instant::now(), thread_seconds());
     if let Some(duty_log2) = duty_log2 {
         control.set_duty(probe, duty_log2);
         if let Err(error) = attachment.attach() {
@@ -213,8 +213,15 @@ fn switch_now(
         control.set_paused(probe, true);
         attachment.detach();
     }
-    let at = Instant::now();
-    site.collector.attached(probe, duty_log2, at, thread_seconds() - cpu_seconds);
+    let (at, cpu_seconds) = (Instant::now(), thread_seconds() - cpu_seconds);
+    tracing::debug!(
+        "probe {} is {} after {:.1} ms, of which {:.2} ms of CPU",
+        probe.name(),
+        if attachment.is_attached() { "attached" } else { "detached" },
+        (at - begin).as_secs_f64() * 1e3,
+        cpu_seconds * 1e3,
+    );
+    site.collector.attached(probe, duty_log2, at, cpu_seconds);
     at
 }
 

@@ -73,7 +73,7 @@ impl Sampler {
         }
         // At most MAX_PERIOD_LOG2, and where the verifier sees it.
         let weight_log2 = if weight_log2 < MAX_PERIOD_LOG2 { weight_log2 } else { MAX_PERIOD_LOG2 };
-        self.spread = self.spread.wrapping_add(((1 << weight_log2) - 1) << (2 * (rate.duty_log2 & 7)));
+        self.spread = self.spread.wrapping_add(((1 << weight_log2) - 1) << (2 * (rate.duty_log2 & 15)));
         // xorshift64 (Marsaglia 2003) with a multiplication to mix the low bits into the high ones (Vigna 2016).
         let mut random = if self.random == 0 { seed() | 1 } else { self.random };
         random ^= random << 13;

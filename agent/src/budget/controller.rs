@@ -18,7 +18,7 @@
 
 use siskin_ebpf::{MAX_PERIOD_LOG2, Probe};
 
-use super::windows::{MIN_DUTY_LOG2, cycle};
+use super::windows::{MIN_DUTY_LOG2, cycle, least_gap};
 
 /// Share of the budget that shedding plans for; the rest is for what grows within a tick.
 pub const TARGET: f64 = 0.8;
@@ -33,10 +33,8 @@ const TAKING: f64 = 0.125;
 pub const RECOVER: f64 = 0.65;
 /// Ticks in a row in which it must: three seconds.
 pub const CALM_TICKS: u32 = 6;
-/// Windows that a second may see: they are drawn, and a late one of a cycle may come just before an early one of the next.
-const WINDOWS: f64 = 2.0;
 /// Smallest share of the time that a probe is attached for, as a power of two.
-pub const MAX_DUTY_LOG2: u64 = 7;
+pub const MAX_DUTY_LOG2: u64 = 8;
 
 /// What a hot probe was asked to do in the last tick, scaled to a probe that is attached all the time.
 #[derive(Clone, Copy, Debug)]
@@ -62,6 +60,8 @@ pub struct Load {
 pub struct Cost {
     /// Cores that cannot be shed: the process without what windows take, and the programs that count every event.
     pub fixed_cores: f64,
+    /// Cores that hot probes took of this second before an alarm: what comes after it has so much less.
+    pub spent_cores: f64,
     /// Seconds that a run costs whose event is passed over.
     pub run_seconds: f64,
     /// The hot probes.
@@ -151,7 +151,9 @@ impl Controller {
         }
         let before = self.settings.clone();
         let target = (self.budget_cores * TARGET).max(cost.fixed_cores + self.budget_cores * LEAST_HOT);
-        while self.plan(cost, &self.settings) > target {
+        // Half of the budget is left in any case: when an alarm comes late, the second is lost, and shedding all that can be shed saves nothing of it.
+        let spent = cost.spent_cores.min((target - cost.fixed_cores).max(0.0) / 2.0);
+        while self.plan(cost, &self.settings) + spent > target {
             if !self.shed(cost) {
                 break;
             }
@@ -180,7 +182,7 @@ impl Controller {
         }
     }
 
-    /// Cores that the next tick would cost with these settings.
+    /// Cores that the next tick would cost with these settings: in a second that sees most windows, because each second counts.
     fn plan(&self, cost: &Cost, settings: &[Setting]) -> f64 {
         let of = |setting: &Setting| {
             let Some(load) = load_of(cost, setting.probe) else { return 0.0 };
@@ -189,8 +191,11 @@ impl Controller {
             if setting.duty_log2 == 0 {
                 return runs;
             }
-            let windows = runs * (-(setting.duty_log2 as f64)).exp2() * WINDOWS;
-            windows + load.switch_seconds / cycle(setting.duty_log2).as_secs_f64()
+            // A second sees one window of a probe at most, and all of that. Those that come more rarely hardly ever come all in the same: what attaching
+            // takes is shared by the seconds.
+            let share = (-(setting.duty_log2 as f64)).exp2();
+            let window = runs * share * cycle(setting.duty_log2).as_secs_f64();
+            window + load.switch_seconds / least_gap(setting.duty_log2).as_secs_f64()
         };
         cost.fixed_cores + settings.iter().map(of).sum::<f64>()
     }
@@ -285,6 +290,7 @@ mod tests {
     fn cost(disk: f64, udp: f64) -> Cost {
         Cost {
             fixed_cores: 0.001,
+            spent_cores: 0.0,
             run_seconds: 60e-9,
             loads: vec![
                 Load {
@@ -407,6 +413,18 @@ mod tests {
             assert!(!controller.relieve(&cost(0.0, 10.0)));
         }
         assert_eq!(controller.settings(), shed);
+    }
+
+    #[test]
+    fn what_a_second_took_before_an_alarm_is_missing_to_the_rest_of_it() {
+        let share = |spent_cores| {
+            let mut controller = Controller::new(0.005, &PROBES);
+            controller.relieve(&Cost { spent_cores, ..cost(0.0, 1.5e6) });
+            controller.settings().to_vec()
+        };
+        let [fresh, late, too_late] = [0.0, 0.001, 1.0].map(share);
+        assert!(late[1].duty_log2 > fresh[1].duty_log2, "{late:?} {fresh:?}");
+        assert!(too_late[1].duty_log2 < MAX_DUTY_LOG2 && too_late[0].duty_log2 == 0, "{too_late:?}");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{collections::HashMap, io, time::Instant};
 use siskin_ebpf::{Probe, Program, Rate, Slots, Words as _};
 
 use crate::{
-    estimate::Watch,
+    estimate::{Tick, Watch},
     kernel::control::Control,
     metrics::{self, Exposition, NANOS},
 };
@@ -52,8 +52,20 @@ struct Watched {
     duty_log2: u64,
     /// Windows that ended.
     windows: u64,
+    /// When it was attached last.
+    began: Option<Instant>,
     /// When it was detached last.
     ended: Option<Instant>,
+    /// Runs of its programs until the last tick that was looked at.
+    runs: u64,
+}
+
+impl Watched {
+    /// Seconds that the last window stands for.
+    fn window_seconds(&self) -> f64 {
+        let length = self.began.zip(self.ended).map(|(began, ended)| ended.saturating_duration_since(began));
+        length.unwrap_or_default().as_secs_f64() / share(self.duty_log2)
+    }
 }
 
 /// Meter, controller, and what they remember of the last tick.
@@ -171,7 +183,7 @@ impl Budget {
         self.switching_seconds += cpu_seconds;
         let watched = self.watched.entry(index).or_default();
         if let Some(duty_log2) = duty_log2 {
-            watched.duty_log2 = duty_log2;
+            (watched.duty_log2, watched.began) = (duty_log2, Some(at));
         } else {
             watched.windows += u64::from(watched.duty_log2 > 0);
             watched.ended = Some(at);
@@ -219,8 +231,20 @@ impl Budget {
         self.meter.run_ns() as f64 / NANOS
     }
 
-    /// How a probe that may shed is being watched. `ends_tick` says that a tick ends now.
-    pub fn watch(&self, probe: Probe, ends_tick: bool) -> Watch {
+    /// How a probe that may shed is being watched, at the end of a tick.
+    pub fn watch_tick(&mut self, probe: Probe) -> Watch {
+        let (runs, before) = (runs(probe, self.meter.slots()), runs(probe, &self.slots));
+        let looked = std::mem::replace(&mut self.watched.entry(probe as usize).or_default().runs, runs);
+        let since = runs.saturating_sub(looked).max(1);
+        let tick = Tick {
+            seconds: self.at.elapsed().as_secs_f64(),
+            share: (runs.saturating_sub(before) as f64 / since as f64).min(1.0),
+        };
+        Watch { tick: Some(tick), ..self.watch(probe) }
+    }
+
+    /// How a probe that may shed is being watched, in the middle of a tick.
+    pub fn watch(&self, probe: Probe) -> Watch {
         let index = probe as usize;
         let watched = self.watched.get(&index).copied().unwrap_or_default();
         let is_open = self.attached_since.contains_key(&index);
@@ -235,8 +259,9 @@ impl Budget {
             windows: watched.windows,
             age_seconds: watched.ended.map_or(0.0, |ended| ended.elapsed().as_secs_f64()),
             cycle_seconds: cycle(duty_log2).as_secs_f64(),
+            window_seconds: watched.window_seconds(),
             now_seconds: self.began.elapsed().as_secs_f64(),
-            ends_tick,
+            tick: None,
         }
     }
 
@@ -245,9 +270,7 @@ impl Budget {
     pub fn sheds(&self, probe: Probe) -> bool {
         let index = probe as usize;
         let has_windows = self.setting(probe).is_some_and(|setting| setting.duty_log2 > 0);
-        let runs =
-            |slots: &Slots| programs(probe).map(|program| slots.of[program as usize].runs).sum::<u64>();
-        let is_busy = runs(self.meter.slots()).saturating_sub(runs(&self.slots)) >= BUSY_RUNS;
+        let is_busy = runs(probe, self.meter.slots()).saturating_sub(runs(probe, &self.slots)) >= BUSY_RUNS;
         self.may_shed(probe)
             && (has_windows || is_busy || self.attached_seconds.contains_key(&index) || self.drew(probe))
     }
@@ -321,8 +344,17 @@ impl Budget {
 
         let loads =
             self.may_shed.clone().into_iter().filter_map(|probe| self.load(probe, &delta, &slots)).collect();
+        // As a share of a second: seconds are what the budget is held in.
+        let spent_cores = match end {
+            End::Time => 0.0,
+            End::Alarm => {
+                let hot = self.may_shed.iter().flat_map(|probe| programs(*probe));
+                hot.map(|program| self.meter.cost_ns(&delta.of[program as usize])).sum::<u64>() as f64 / NANOS
+            }
+        };
         let cost = Cost {
             fixed_cores: self.process_cores + self.exact_cores,
+            spent_cores,
             run_seconds: self.run_seconds(),
             loads,
         };
@@ -396,6 +428,11 @@ impl Budget {
 /// A probe's programs.
 fn programs(probe: Probe) -> impl Iterator<Item = Program> {
     Program::ALL.into_iter().filter(move |program| program.probe() == probe)
+}
+
+/// How often a probe's programs ran.
+fn runs(probe: Probe, slots: &Slots) -> u64 {
+    programs(probe).map(|program| slots.of[program as usize].runs).sum()
 }
 
 /// 1 in 2^log2.

@@ -72,8 +72,9 @@ mod tests {
         // 10,000 runs in half a second may all have been on one CPU.
         assert_eq!(runs(&load(20_000.0)), 12_501);
         assert_eq!(alarm_runs(&setting, None, 100e-9, f64::INFINITY), 0, "without a budget");
-        // A window of a 64th of a second.
+        // A window of a 64th of a cycle.
         let windows = Setting { duty_log2: 6, ..setting };
-        assert_eq!(alarm_runs(&windows, Some(&load(640_000.0)), 100e-9, 0.0), 12_501);
+        let runs = 10_000.0 / cycle(6).as_secs_f64() * 64.0;
+        assert_eq!(alarm_runs(&windows, Some(&load(runs)), 100e-9, 0.0), 12_501);
     }
 }
