@@ -40,8 +40,15 @@ const STRUCTS: &[(&str, &[&str])] = &[
             "sk_userlocks",
             "sk_cgrp_data",
             "sk_type",
+            "sk_lock",
         ],
     ),
+    ("socket_lock_t", &["slock", "owned"]),
+    ("spinlock", &["rlock", "lock"]),
+    ("raw_spinlock", &["raw_lock"]),
+    ("rt_mutex_base", &["owner"]),
+    ("qspinlock", &["val"]),
+    ("atomic_t", &["counter"]),
     (
         "sock_common",
         &[
@@ -84,6 +91,7 @@ const STRUCTS: &[(&str, &[&str])] = &[
     ("blkcg_gq", &["blkcg"]),
     ("blkcg", &["css"]),
     ("cgroup_subsys_state", &["cgroup"]),
+    ("bpf_tcp_iter_state", &["batch"]),
 ];
 
 /// Enumerators; the enumerations that have them are kept whole.

@@ -44,6 +44,8 @@ const EVERYWHERE: &[(&str, &str, u32)] = &[
     ("sock", "sk_err", 4),
     ("sock", "sk_shutdown", 1),
     ("sock", "sk_cgrp_data.cgroup", 8),
+    ("sock", "sk_lock.owned", 4),
+    ("sock", "sk_lock.slock.rlock.raw_lock.val.counter", 4),
     ("net", "ns.inum", 4),
     ("inet_sock", "inet_sport", 2),
     ("tcp_sock", "bytes_sent", 8),
@@ -129,6 +131,8 @@ mod real_kernels {
             ("sock", "__sk_common.skc_num", [14; 5]),
             ("sock", "__sk_common.skc_net.net", [48; 5]),
             ("sock", "sk_cgrp_data.cgroup", [664, 648, 672, 672, 688]),
+            ("sock", "sk_lock.owned", [140, 156, 324, 324, 320]),
+            ("sock", "sk_lock.slock.rlock.raw_lock.val.counter", [136, 152, 320, 320, 324]),
             ("net", "ns.inum", [144, 144, 136, 176, 280]),
             ("tcp_sock", "bytes_received", [1408, 1448, 1784, 1752, 1864]),
             ("tcp_sock", "srtt_us", [1632, 1672, 1728, 1680, 1784]),
@@ -150,6 +154,13 @@ mod real_kernels {
         assert_eq!(by_queue, [false, true, true, true, true]);
         let error = parse(V6_1).field("request", "rq_disk").unwrap_err();
         assert_eq!(error.to_string(), "struct `request` has no field `rq_disk`");
+    }
+
+    #[test]
+    fn sockets_are_shown_in_batches_since_6_1_and_no_kernel_here_is_a_real_time_one() {
+        let found = |structure, path| ALL.map(|(_, bytes)| parse(bytes).field(structure, path).is_ok());
+        assert_eq!(found("bpf_tcp_iter_state", "batch"), [false, true, true, true, true]);
+        assert_eq!(found("sock", "sk_lock.slock.lock.owner"), [false; 5]);
     }
 
     #[test]
