@@ -4,7 +4,7 @@
 //! BTF-typed pointer at such an offset is checked against the kernel's own type and needs no helper call. Where pointers have no
 //! type, a helper reads the same fields.
 
-use core::{ffi::c_void, mem::MaybeUninit, ptr};
+use core::{arch::asm, ffi::c_void, mem::MaybeUninit, ptr};
 
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use siskin_ebpf::{ABSENT, Bits, kernel_facts};
@@ -139,4 +139,25 @@ pub unsafe fn load_bits(base: impl Pointer, field: &'static u32) -> u32 {
     let bits = Bits::unpack(value(field));
     // SAFETY: as the caller promises.
     bits.of(unsafe { base.read(bits.offset_bytes) })
+}
+
+/// The same pointer, for a load that must not be done before the one that gave `value`.
+///
+/// x86 keeps the order of loads. arm64 does not, and a barrier is no instruction of all kernels; but an address has to be known before
+/// anything is loaded from there, and this one is computed from `value`. On x86 that is two instructions that nobody waits for.
+#[inline(always)]
+pub fn after(base: *const c_void, value: u64) -> *const c_void {
+    let mut address = base;
+    // SAFETY: adds zero. The compiler, which would leave that out, does not see it; the verifier does, and takes the pointer for the
+    // same. Touches neither memory nor the stack.
+    unsafe {
+        asm!(
+            "{zero} &= 0",
+            "{address} += {zero}",
+            zero = inout(reg) value => _,
+            address = inout(reg) address,
+            options(nostack),
+        );
+    }
+    address
 }

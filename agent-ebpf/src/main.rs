@@ -1,7 +1,7 @@
 //! Siskin's kernel programs: one file per probe, each doing O(1) bounded work and only adding to counters.
 //!
 //! On the host this is an empty program, so that the whole workspace builds and is linted without the BPF target.
-#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(core_intrinsics))]
+#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(core_intrinsics, asm_experimental_arch))]
 #![cfg_attr(
     target_arch = "bpf",
     expect(internal_features, reason = "the BPF target has no stable atomic arithmetic; see atomic.rs")

@@ -18,7 +18,7 @@ use crate::{
     sampling::{self, Weight},
     socket::{cgroup, flow},
     tcp_iter,
-    tcp_socket::{self as socket, ByAddress, Followed, InSocket, Memory, Reading},
+    tcp_socket::{self as socket, ByAddress, Followed, InSocket, Lock, Memory, Reading},
 };
 
 /// TCP states (include/net/tcp_states.h, 6.18).
@@ -228,7 +228,7 @@ fn closed<M: Memory>(sk: *const c_void, old: u32, bank: *mut TcpBank, slot: *mut
         }
         if was_shed
             && !handshake
-            && let Some(moved) = socket::moved(sk)
+            && let Some(moved) = socket::moved(sk, Lock::Held)
         {
             let flow = tcp_iter::flow_at_end(sk, moved.local_port);
             socket::account_whole(&flow, &moved, bank, weight);
@@ -258,7 +258,7 @@ fn followed_closed<M: Memory>(
         // The program may not have been attached when it was established.
         let established = (*socket).established != 0 || !matches!(old, state::SYN_SENT | state::SYN_RECV);
         let row = socket::row_of((*socket).flow.cgroup, bank);
-        if let Some(moved) = socket::moved(sk) {
+        if let Some(moved) = socket::moved(sk, Lock::Held) {
             if established {
                 socket::account::<M>(socket, &moved, Reading::Last, bank, weight);
                 if moved.rtt_ns != 0 {

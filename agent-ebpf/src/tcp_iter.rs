@@ -19,7 +19,7 @@ use crate::{
     sampling::{Weight, paused},
     socket::flow,
     tcp::{state, was_shed},
-    tcp_socket::{self as socket, ByAddress, Followed, InSocket, Memory, Reading},
+    tcp_socket::{self as socket, ByAddress, Followed, InSocket, Lock, Memory, Reading},
 };
 
 /// What `iter/bpf_sk_storage_map` hands over (`bpf_iter__bpf_sk_storage_map`, net/core/bpf_sk_storage.c, 6.18).
@@ -58,14 +58,14 @@ pub extern "C" fn tcp_sweep(ctx: *const StorageElement) -> c_int {
         if sk.is_null() || socket.is_null() {
             return 0;
         }
-        sweep::<InSocket>(sk, socket);
+        sweep::<InSocket>(sk, socket, Lock::Open);
     }
     0
 }
 
 /// Counts what a followed socket moved since it was last visited.
 #[inline(always)]
-fn sweep<M: Memory>(sk: *const c_void, socket: *mut Socket) {
+fn sweep<M: Memory>(sk: *const c_void, socket: *mut Socket, lock: Lock) {
     let Some(bank) = TCP_BANK.get_ptr_mut(0) else { return };
     // SAFETY: `sk` is a `sock` by BTF; the others are map values.
     unsafe {
@@ -81,7 +81,7 @@ fn sweep<M: Memory>(sk: *const c_void, socket: *mut Socket) {
         } else {
             add(&raw mut (*row).alive[1], 1);
         }
-        if let Some(moved) = socket::moved(sk) {
+        if let Some(moved) = socket::moved(sk, lock) {
             socket::account::<M>(socket, &moved, Reading::Sweep, bank, Weight::ONE);
             if moved.rtt_ns != 0 {
                 maps::observe(&raw mut (*bank).rtt, moved.rtt_ns, Weight::ONE);
@@ -132,7 +132,7 @@ pub extern "C" fn tcp_adopt(ctx: *const TaskFile) -> c_int {
     // SAFETY: the kernel passes a context of this layout.
     if let Some(sk) = unsafe { tcp_socket_of(ctx) }
         && InSocket::find(sk).is_none()
-        && !adopt::<InSocket>(sk)
+        && !adopt::<InSocket>(sk, Lock::Open)
         && let Some(bank) = TCP_BANK.get_ptr_mut(0)
     {
         // SAFETY: a map value.
@@ -156,14 +156,17 @@ pub extern "C" fn tcp_walk(ctx: *const TcpSocket) -> c_int {
         if sk.is_null() {
             return 0;
         }
+        // Since it collects sockets in batches the walk holds the lock of the one that it shows, before that only the lock of its hash
+        // bucket (bpf_iter_tcp_seq_show, net/ipv4/tcp_ipv4.c, 5.15 and 5.10).
+        let lock = if facts::present(&facts::WALK_BATCH) { Lock::Held } else { Lock::Open };
         // Those that listen come first (net/ipv4/tcp_ipv4.c, 5.10).
         if state_of(sk) == state::LISTEN {
             listens(sk);
         } else if let Some(socket) = ByAddress::find(sk) {
-            sweep::<ByAddress>(sk, socket);
+            sweep::<ByAddress>(sk, socket, lock);
         } else if !paused(Probe::Tcp) {
             // Without room its end is counted as one whose beginning was not seen.
-            adopt::<ByAddress>(sk);
+            adopt::<ByAddress>(sk, lock);
         }
     }
     0
@@ -171,12 +174,12 @@ pub extern "C" fn tcp_walk(ctx: *const TcpSocket) -> c_int {
 
 /// Adopts a connection that is not followed; `false` when there is no room.
 #[inline(always)]
-fn adopt<M: Memory>(sk: *const c_void) -> bool {
+fn adopt<M: Memory>(sk: *const c_void, lock: Lock) -> bool {
     let state = state_of(sk);
     if matches!(state, state::LISTEN | state::CLOSE | state::SYN_RECV) {
         return true;
     }
-    let (Some(bank), Some(moved)) = (TCP_BANK.get_ptr_mut(0), socket::moved(sk)) else { return true };
+    let (Some(bank), Some(moved)) = (TCP_BANK.get_ptr_mut(0), socket::moved(sk, lock)) else { return true };
     // SAFETY: a reference to a key on the stack.
     let role = match TCP_LISTENERS.get_ptr(local_port(sk)) {
         Some(_) => Role::Server,
@@ -190,7 +193,8 @@ fn adopt<M: Memory>(sk: *const c_void) -> bool {
     } else {
         FlowRow {
             sent_bytes: moved.sent_bytes,
-            received_bytes: moved.received_bytes,
+            // Doubtful or not, what came before is not counted; and after a FIN nothing comes.
+            received_bytes: moved.received_bytes + moved.doubtful_bytes,
             connections: established,
             retransmits: moved.retransmits,
         }

@@ -14,7 +14,7 @@ use siskin_ebpf::{FlowKey, FlowRow, Loss, Socket, Table, TcpBank, TcpRow};
 
 use crate::{
     atomic::{add, get, replace, set, swap},
-    facts::{self, load},
+    facts::{self, Untyped, after, load},
     maps::{self, CONTROL, TCP_BY_ADDRESS, TCP_SOCKETS},
     sampling::Weight,
 };
@@ -24,8 +24,10 @@ use crate::{
 pub struct Moved {
     /// Payload bytes sent, without retransmits.
     pub sent_bytes: u64,
-    /// Payload bytes received.
+    /// Payload bytes received, without `doubtful_bytes`.
     pub received_bytes: u64,
+    /// 1 when one more came that may have been a FIN.
+    pub doubtful_bytes: u64,
     /// Segments retransmitted.
     pub retransmits: u64,
     /// Smoothed round-trip time in nanoseconds.
@@ -113,7 +115,8 @@ impl Memory for InSocket {
 /// In a table by the socket's address, for kernels without storage in sockets and without atomic exchange.
 ///
 /// Words are claimed by plain writes: who sweeps holds the lock of the socket's hash bucket, and a socket is taken out of it
-/// before the tracepoint says that it closed (`tcp_set_state`, net/ipv4/tcp.c, 5.10), so the two never meet.
+/// before the tracepoint says that it closed (`tcp_set_state`, net/ipv4/tcp.c, 5.10), so the two never meet. Since 5.15 who sweeps holds
+/// the socket's own lock, under which it closes.
 pub struct ByAddress;
 
 impl Memory for ByAddress {
@@ -182,32 +185,97 @@ pub fn forget<M: Memory>(sk: *const c_void) -> bool {
     followed
 }
 
+/// Who keeps a socket as it is while it is read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Lock {
+    /// Nobody: segments may be processed at the same time.
+    Open,
+    /// The caller's caller holds the socket's lock.
+    Held,
+}
+
 /// Reads the kernel's counters of a full TCP socket; `None` when it is not one.
 #[inline(always)]
-pub fn moved(sk: *const c_void) -> Option<Moved> {
+pub fn moved(sk: *const c_void, lock: Lock) -> Option<Moved> {
     // SAFETY: `sk` is a `sock` by BTF; the helper checks that it is a `tcp_sock`.
     unsafe {
         let tcp: *const c_void = bpf_skc_to_tcp_sock(sk.cast_mut()).cast();
         if tcp.is_null() {
             return None;
         }
-        // Before the flag, so that a FIN that comes between the two readings is a byte too few, which the next reading adds.
-        let received: u64 = load(tcp, &facts::TCP_BYTES_RECEIVED);
-        // The kernel counts the FIN as a received byte; SOCK_DONE is set when one came (tcp_fin, net/ipv4/tcp_input.c, 6.18).
-        let done = (load::<u64>(sk, &facts::SK_FLAGS) >> facts::value(&facts::SOCK_DONE)) & 1;
+        let (received_bytes, doubtful_bytes) = received(sk, tcp, lock);
         let sent: u64 = load(tcp, &facts::TCP_BYTES_SENT);
-        let resent: u64 = load(tcp, &facts::TCP_BYTES_RETRANS);
+        // In the opposite order to the kernel's, which counts a segment as retransmitted and then as sent (__tcp_retransmit_skb,
+        // net/ipv4/tcp_output.c, 6.18): one that comes in between is too few bytes, which the next reading adds.
+        let resent: u64 = load(after(tcp, sent), &facts::TCP_BYTES_RETRANS);
         let retransmits: u32 = load(tcp, &facts::TCP_TOTAL_RETRANS);
         let srtt_us: u32 = load(tcp, &facts::TCP_SRTT_US);
         Some(Moved {
             sent_bytes: sent.wrapping_sub(resent),
-            received_bytes: received.wrapping_sub(done),
+            received_bytes,
+            doubtful_bytes,
             retransmits: retransmits.into(),
             // Kept times eight (include/linux/tcp.h, 6.18).
             rtt_ns: u64::from(srtt_us >> 3) * 1000,
             // An `inet_sock` is what a `tcp_sock` begins with (include/linux/tcp.h, 6.18).
             local_port: u16::from_be(load(tcp, &facts::INET_SPORT)),
         })
+    }
+}
+
+/// Payload bytes received, and 1 when one more may have been a FIN.
+///
+/// The kernel counts a FIN as a received byte and then sets `SOCK_DONE`, before it changes the state (`tcp_data_queue` and `tcp_fin`,
+/// net/ipv4/tcp_input.c, 5.10 to 6.18): under the spin lock of the socket, or in a task that owns it. Whoever holds the lock sees both
+/// or neither. For all others the lock is read after the count and before the flag, and it was free when neither its owner nor, after
+/// that, the spin lock was seen. Then a FIN in the count had begun before the owner was looked for: in a task, which no longer owned
+/// the socket and had set the flag; or under the spin lock, which was released by the second look, with the flag set. So without the
+/// flag there is none in the count, whatever came in the meantime. With the flag there is one in every later count. And while
+/// somebody holds the lock the last byte is in doubt.
+///
+/// # Safety
+/// `sk` and `tcp` are one socket as `sock` and as `tcp_sock` by BTF.
+#[inline(always)]
+unsafe fn received(sk: *const c_void, tcp: *const c_void, lock: Lock) -> (u64, u64) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let count: u64 = load(tcp, &facts::TCP_BYTES_RECEIVED);
+        let done = |sk| load::<u64>(sk, &facts::SK_FLAGS) >> facts::value(&facts::SOCK_DONE) & 1;
+        if lock == Lock::Held {
+            return (count.wrapping_sub(done(sk)), 0);
+        }
+        let held = holders(after(sk, count));
+        let done = done(after(sk, held));
+        if done != 0 {
+            return (load::<u64>(after(tcp, done), &facts::TCP_BYTES_RECEIVED).saturating_sub(1), 0);
+        }
+        if held != 0 && count != 0 { (count - 1, 1) } else { (count, 0) }
+    }
+}
+
+/// Not zero while somebody holds the socket's lock, and where it is not known how this kernel's locks look.
+///
+/// # Safety
+/// `sk` is a `sock` by BTF.
+#[inline(always)]
+unsafe fn holders(sk: *const c_void) -> u64 {
+    const UNKNOWN: u64 = 1;
+    if !facts::present(&facts::SK_LOCK_OWNED) {
+        return UNKNOWN;
+    }
+    // SAFETY: as the caller promises.
+    unsafe {
+        let owned: u64 = load::<u32>(sk, &facts::SK_LOCK_OWNED).into();
+        let sk = after(sk, owned);
+        let spin = if facts::present(&facts::SK_LOCK_SPIN) {
+            load::<u32>(sk, &facts::SK_LOCK_SPIN).into()
+        } else if facts::present(&facts::SK_LOCK_SPIN_RT) {
+            // A real-time kernel's spin lock has a pointer to its owner. As a number, which `after` can take.
+            load(Untyped(sk), &facts::SK_LOCK_SPIN_RT)
+        } else {
+            UNKNOWN
+        };
+        owned | spin
     }
 }
 
@@ -319,19 +387,27 @@ fn ended(delta: &FlowRow, bank: *mut TcpBank, weight: Weight) {
 
 /// Moves one `counted` word to `now` and returns what that adds.
 ///
-/// The last reading takes everything, even a step back by the one byte that a sweep between a FIN's arrival and its
-/// flag counted too many. A sweep takes nothing when the counters went back or when somebody else moved the word.
+/// The last reading takes everything. A sweep takes nothing when somebody else moved the word. Nobody takes a step back: what was
+/// counted was moved. The kernel's own counters may step back, when a retransmission fails after it was counted; and those of an
+/// adopted connection may have begun with its FIN.
 #[inline(always)]
 pub fn claim<M: Memory>(counted: *mut u64, now: u64, reading: Reading) -> u64 {
     match reading {
-        Reading::Last => now.wrapping_sub(M::swap(counted, now)),
+        Reading::Last => step(M::swap(counted, now), now),
         Reading::Sweep => {
             let before = get(counted);
-            let step = now.wrapping_sub(before);
-            if step as i64 <= 0 || !M::replace(counted, before, now) {
+            let step = step(before, now);
+            if step == 0 || !M::replace(counted, before, now) {
                 return 0;
             }
             step
         }
     }
+}
+
+/// How far a counter went on.
+#[inline(always)]
+fn step(before: u64, now: u64) -> u64 {
+    let step = now.wrapping_sub(before);
+    if step as i64 > 0 { step } else { 0 }
 }

@@ -86,6 +86,10 @@ macro_rules! kernel_facts {
                 SK_ERR = "sock" "sk_err" 4 Required [Tcp];
                 SK_FLAGS = "sock" "__sk_common.skc_flags" 8 Required [Tcp];
                 SK_CGROUP = "sock" "sk_cgrp_data.cgroup" 8 Required [Tcp, Udp];
+                SK_LOCK_OWNED = "sock" "sk_lock.owned" 4 Optional [Tcp];
+                SK_LOCK_SPIN = "sock" "sk_lock.slock.rlock.raw_lock.val.counter" 4 Optional [Tcp];
+                SK_LOCK_SPIN_RT = "sock" "sk_lock.slock.lock.owner" 8 Optional [Tcp];
+                WALK_BATCH = "bpf_tcp_iter_state" "batch" 8 Optional [Tcp];
                 SKB_SK = "sk_buff" "sk" 8 Required [Udp];
                 SKB_NEXT = "sk_buff" "next" 8 Required [Udp];
                 SKB_LEN = "sk_buff" "len" 4 Required [Udp];
