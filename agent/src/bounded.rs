@@ -53,44 +53,21 @@ pub struct Limits {
     pub first_departure: u64,
 }
 
-/// N counters that never go back.
-///
-/// A reading of a TCP connection between a FIN's arrival and its flag counts one byte too many; the connection's last
-/// reading takes it back. Prometheus would take a step back for a restart, so the byte is owed to what comes next.
-#[derive(Clone, Copy, Debug)]
-struct Counters<const N: usize> {
-    totals: [u64; N],
-    owed: [u64; N],
-}
-
-impl<const N: usize> Default for Counters<N> {
-    fn default() -> Self {
-        Self { totals: [0; N], owed: [0; N] }
-    }
-}
-
-impl<const N: usize> Counters<N> {
-    fn add(&mut self, delta: &[u64; N]) {
-        for ((total, owed), delta) in self.totals.iter_mut().zip(&mut self.owed).zip(delta) {
-            if (*delta as i64) < 0 {
-                *owed += delta.wrapping_neg();
-            } else {
-                let paid = (*delta).min(*owed);
-                *owed -= paid;
-                *total += delta - paid;
-            }
-        }
+/// Adds to counters.
+fn add<const N: usize>(totals: &mut [u64; N], delta: &[u64; N]) {
+    for (total, delta) in totals.iter_mut().zip(delta) {
+        *total += delta;
     }
 }
 
 /// How busy something is: what it added, less the older it is.
 fn weight<const N: usize>(delta: &[u64; N]) -> f64 {
-    delta.iter().map(|word| (*word as i64).max(0) as f64).sum()
+    delta.iter().map(|word| *word as f64).sum()
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Row<const N: usize> {
-    counters: Counters<N>,
+    totals: [u64; N],
     score: f64,
     /// When its present value was first scraped; `None` when it was not.
     shown: Option<Duration>,
@@ -118,7 +95,7 @@ struct Departed<const N: usize> {
 pub struct Bounded<K, const N: usize> {
     limits: Limits,
     rows: HashMap<K, Row<N>>,
-    other: Vec<Counters<N>>,
+    other: Vec<[u64; N]>,
     departed: Vec<Departed<N>>,
     remembered: HashMap<K, Remembered<N>>,
     /// Scores of keys that have no row.
@@ -133,7 +110,7 @@ impl<K: Key, const N: usize> Bounded<K, N> {
         Self {
             limits,
             rows: HashMap::new(),
-            other: vec![Counters::default(); K::GROUPS],
+            other: vec![[0; N]; K::GROUPS],
             departed: vec![Departed { number: limits.first_departure, totals: [0; N] }; K::GROUPS],
             remembered: HashMap::new(),
             waiting: HashMap::new(),
@@ -150,7 +127,7 @@ impl<K: Key, const N: usize> Bounded<K, N> {
         }
         match self.rows.get_mut(&key) {
             Some(row) if !row.leaving => {
-                row.counters.add(delta);
+                add(&mut row.totals, delta);
                 row.score += weight(delta);
                 row.shown = None;
             }
@@ -164,7 +141,7 @@ impl<K: Key, const N: usize> Bounded<K, N> {
 
     /// Adds what belongs to no key.
     pub fn add_other(&mut self, group: usize, delta: &[u64; N]) {
-        self.other[group].add(delta);
+        add(&mut self.other[group], delta);
     }
 
     /// What was described last has been scraped at `now`, on a clock that only goes on, and nothing was added since: decides
@@ -213,7 +190,7 @@ impl<K: Key, const N: usize> Bounded<K, N> {
 
     /// Every row.
     pub fn rows(&self) -> impl Iterator<Item = (&K, &[u64; N])> {
-        self.rows.iter().map(|(key, row)| (key, &row.counters.totals))
+        self.rows.iter().map(|(key, row)| (key, &row.totals))
     }
 
     /// How many rows there are.
@@ -228,7 +205,7 @@ impl<K: Key, const N: usize> Bounded<K, N> {
 
     /// What a group's keys added that had no row then, and what belongs to no key.
     pub fn other(&self, group: usize) -> &[u64; N] {
-        &self.other[group].totals
+        &self.other[group]
     }
 
     /// What rows of a group held that left and have not returned, and the number of that value; `None` when it is nothing.
@@ -244,16 +221,16 @@ impl<K: Key, const N: usize> Bounded<K, N> {
 
     /// Gives a key a row, which continues from its old value while that is remembered.
     fn enter(&mut self, key: K, score: f64) {
-        let mut counters = Counters::default();
+        let mut row = Row { totals: [0; N], score, shown: None, leaving: false };
         if let Some(Remembered { totals, .. }) = self.remembered.remove(&key) {
-            counters.totals = totals;
+            row.totals = totals;
             let departed = &mut self.departed[key.group()];
             departed.number += 1;
             for (departed, total) in departed.totals.iter_mut().zip(totals) {
                 *departed -= total;
             }
         }
-        self.rows.insert(key, Row { counters, score, shown: None, leaving: false });
+        self.rows.insert(key, row);
     }
 
     /// Tells the least busy rows to leave for those that wait and are busier, who come busiest first.
@@ -283,17 +260,11 @@ impl<K: Key, const N: usize> Bounded<K, N> {
             })
             .collect();
         for (key, row) in left {
-            let Counters { totals, owed } = row.counters;
-            let (departed, other) = (&mut self.departed[key.group()], &mut self.other[key.group()]);
+            let departed = &mut self.departed[key.group()];
             departed.number += 1;
-            for (departed, total) in departed.totals.iter_mut().zip(totals) {
-                *departed += total;
-            }
-            for (debt, owed) in other.owed.iter_mut().zip(owed) {
-                *debt += owed;
-            }
+            add(&mut departed.totals, &row.totals);
             self.left += 1;
-            self.remembered.insert(key, Remembered { totals, left: self.left });
+            self.remembered.insert(key, Remembered { totals: row.totals, left: self.left });
         }
     }
 
@@ -460,22 +431,6 @@ mod tests {
         assert_eq!(table.len(), 4, "nobody saw their last values");
         table.scraped(seconds(1));
         assert_eq!((table.len(), row(&table, 1), row(&table, 2)), (2, Some(10), None));
-    }
-
-    #[test]
-    fn a_byte_taken_back_is_owed_and_no_total_ever_falls() {
-        let mut table = table(1);
-        for (delta, total) in [(100, 100), (1u64.wrapping_neg(), 100), (0, 100), (10, 109)] {
-            table.add((0, 1), &[delta, 0]);
-            assert_eq!(row(&table, 1), Some(total));
-        }
-        // Who owes and leaves, owes to `other`.
-        table.add((0, 1), &[1u64.wrapping_neg(), 0]);
-        table.add((0, 2), &[500, 0]);
-        table.scraped(seconds(1));
-        table.add((1, 9), &[20, 0]);
-        table.add((0, 9), &[20, 0]);
-        assert_eq!((table.other(0)[0], table.other(1)[0]), (519, 20));
     }
 
     /// What a scraper saw: rows, `other` and `departed` of each group.
