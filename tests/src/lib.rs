@@ -13,5 +13,6 @@ pub mod metrics;
 pub mod mounts;
 pub mod netns;
 pub mod pair;
+pub mod sweep;
 pub mod tcp;
 pub mod udp;

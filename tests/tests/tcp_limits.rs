@@ -13,6 +13,7 @@ use siskin_tests::{
     guest::is_guest,
     metrics::Metrics,
     pair::{Pair, SUMS, minus, moved, plus},
+    sweep::Sweep,
     tcp::{Load, failed, flow, open, opened},
 };
 
@@ -130,13 +131,72 @@ fn three_thousand_short_connections_are_exact_while_scraped() {
         counts.iter().all(|count| (COUNT - missed..=COUNT).contains(count)),
         "{counts:?}, passed over {missed}"
     );
-    assert_eq!([opened(&last, &here)[1], opened(&last, &there)[0], down[0]], [0.0; 3]);
-    // A sweep that comes between a FIN and its flag takes the FIN for a byte, which the flow then owes to its next one; here none comes. An
-    // emulated CPU is slow enough for that to happen.
-    assert!(up[1] == 0.0 || up[1] == 1.0 && is_guest(), "{} bytes received of none", up[1]);
+    assert_eq!([opened(&last, &here)[1], opened(&last, &there)[0], up[1], down[0]], [0.0; 4]);
     for open in [open(&last, &here), open(&last, &there)].concat() {
         assert!(open.abs() <= missed, "{open}, passed over {missed}");
     }
+}
+
+/// The kernel takes a FIN for a received byte, for less than a microsecond, before it says that it was none. What a sweep then counts is looked at
+/// while the connections are half closed: their ends would put it right.
+#[test]
+fn a_fin_is_no_byte_however_often_connections_are_swept() {
+    const ROUNDS: u32 = 40;
+    const COUNT: u32 = 50;
+    const BYTES: f64 = 1000.0;
+    let (here, there) = (Cgroup::new("client"), Cgroup::new("server"));
+    let agent = Agent::start(&[]);
+    let (mut client, mut server) = (load(&here), load(&there));
+    let port = server.ask("listen 127.0.0.1:0");
+    let over = AtomicBool::new(false);
+    let sweeps = thread::scope(|scope| {
+        let sweeper = scope.spawn(|| {
+            let (sweep, mut count) = (Sweep::of(&agent), 0);
+            while !over.load(Relaxed) {
+                sweep.run();
+                count += 1;
+            }
+            count
+        });
+        let mut wrong = Vec::new();
+        for round in 1..=ROUNDS {
+            let pairs: Vec<_> = (0..COUNT)
+                .map(|_| {
+                    let end = client.ask(format!("connect 127.0.0.1:{port}"));
+                    (end, server.ask(format!("accept {port}")))
+                })
+                .collect();
+            for (end, _) in &pairs {
+                client.tell(format!("last {end} {BYTES}"));
+            }
+            for (_, other) in &pairs {
+                client.answer();
+                server.ask(format!("receive {other} {BYTES}"));
+                server.ask(format!("end {other}"));
+            }
+            let metrics = agent.scrape();
+            let received = [(&here, "client"), (&there, "server")]
+                .map(|(cgroup, role)| flow(&metrics, cgroup, role, "127.0.0.1", port)[1]);
+            let sent = f64::from(round * COUNT) * BYTES;
+            if received != [0.0, sent] {
+                wrong.push((round, received[0], received[1] - sent));
+            }
+            for (end, other) in &pairs {
+                client.ask(format!("close {end}"));
+                server.ask(format!("close {other}"));
+            }
+        }
+        over.store(true, Relaxed);
+        let sweeps = sweeper.join().expect("sweeps");
+        assert_eq!(wrong, [], "in {sweeps} sweeps");
+        sweeps
+    });
+    println!("{sweeps} sweeps");
+    let last = agent.scrape_until(|m| [open(m, &here), open(m, &there)] == [[0.0; 2]; 2]);
+    let connections = f64::from(ROUNDS * COUNT);
+    let sent = connections * BYTES;
+    assert_eq!(flow(&last, &here, "client", "127.0.0.1", port), [sent, 0.0, connections]);
+    assert_eq!(flow(&last, &there, "server", "127.0.0.1", port), [0.0, sent, connections]);
 }
 
 #[test]

@@ -17,6 +17,7 @@
 //! send SOCKET BYTES
 //! receive SOCKET BYTES           waits until so many came
 //! finish SOCKET                  sends no more: a FIN
+//! last SOCKET BYTES              sends so many, and the FIN with the last of them
 //! end SOCKET                     waits for the peer's FIN, and nothing before it
 //! broken SOCKET                  waits for the peer's reset
 //! twin SOCKET                    answers a second descriptor of the same socket
@@ -108,6 +109,13 @@ impl Load {
             "send" => send(self.socket(&mut words)?, words.next()?)?,
             "receive" => receive(self.socket(&mut words)?, words.next()?)?,
             "finish" => self.socket(&mut words)?.shutdown(Shutdown::Write)?,
+            "last" => {
+                let stream = self.socket(&mut words)?;
+                // Keeps what does not fill a segment, until there is nothing to come.
+                set(stream, libc::IPPROTO_TCP, libc::TCP_CORK, &1)?;
+                send(stream, words.next()?)?;
+                stream.shutdown(Shutdown::Write)?;
+            }
             "end" => end(self.socket(&mut words)?)?,
             "broken" => match self.socket(&mut words)?.read(&mut [0]) {
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
