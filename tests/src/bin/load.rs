@@ -74,10 +74,16 @@ impl Load {
             "address" => netns::address(&words.next::<String>()?, words.next()?)?,
             "sysctl" => netns::set(&words.next::<String>()?, &words.next::<String>()?)?,
             "listen" => {
-                let listener = TcpListener::bind(words.next::<SocketAddr>()?)?;
-                let port = listener.local_addr()?.port();
-                self.listeners.push((port, listener));
-                return Ok(port.into());
+                let address: SocketAddr = words.next()?;
+                // A listener is called by its port, and the kernel chooses the same for two addresses at times.
+                loop {
+                    let listener = TcpListener::bind(address)?;
+                    let port = listener.local_addr()?.port();
+                    if address.port() != 0 || self.listener(port).is_err() {
+                        self.listeners.push((port, listener));
+                        return Ok(port.into());
+                    }
+                }
             }
             "backlog" => {
                 let fd = self.listener(words.next()?)?.as_raw_fd();
