@@ -171,7 +171,9 @@ fn opened(cgroup: u64, role: Role, bank: *mut TcpBank, weight: Weight) {
             Role::Server => add(&raw mut (*row).opened[1], weight.of(1)),
         }
         add(&raw mut (*bank).events.opened, weight.of(1));
-        weight.spread(&raw mut (*bank).variance.opened, 1, 0);
+        if !weight.is_one() {
+            weight.spread(&raw mut (*bank).variance.opened, 1, 0);
+        }
     }
 }
 
@@ -299,6 +301,8 @@ fn fail(row: *mut siskin_ebpf::TcpRow, errno: u32, bank: *mut TcpBank, weight: W
             Failure::Other => add(&raw mut (*row).failed[3], weight.of(1)),
         }
         add(&raw mut (*bank).events.failed, weight.of(1));
-        weight.spread(&raw mut (*bank).variance.failed, 1, 0);
+        if !weight.is_one() {
+            weight.spread(&raw mut (*bank).variance.failed, 1, 0);
+        }
     }
 }

@@ -324,10 +324,10 @@ pub fn account<M: Memory>(
         }
         // On the stack: the verifier of 6.1 takes no key from the value that an iterator is handed.
         let flow = (*socket).flow;
-        add_flow(&flow, &delta, bank, weight);
         if reading == Reading::Last {
             ended(&delta, bank, weight);
         }
+        add_flow(&flow, &delta, bank, weight);
     }
 }
 
@@ -336,8 +336,8 @@ pub fn account<M: Memory>(
 pub fn account_whole(flow: &FlowKey, moved: &Moved, bank: *mut TcpBank, weight: Weight) {
     let Moved { sent_bytes, received_bytes, retransmits, .. } = *moved;
     let whole = FlowRow { sent_bytes, received_bytes, connections: 1, retransmits };
-    add_flow(flow, &whole, bank, weight);
     ended(&whole, bank, weight);
+    add_flow(flow, &whole, bank, weight);
 }
 
 /// Variances of bytes are kept in units of 16 bytes.
@@ -363,25 +363,26 @@ fn add_flow(flow: &FlowKey, delta: &FlowRow, bank: *mut TcpBank, weight: Weight)
             let row = row_of(flow.cgroup, bank);
             add(&raw mut (*row).retransmits, weight.of(delta.retransmits));
         }
+        if !weight.is_one() {
+            let variance = &raw mut (*bank).variance;
+            weight.spread(&raw mut (*variance).connections, delta.connections, 0);
+            weight.spread(&raw mut (*variance).sent_bytes, delta.sent_bytes, BYTES_UNIT_LOG2);
+            weight.spread(&raw mut (*variance).received_bytes, delta.received_bytes, BYTES_UNIT_LOG2);
+            weight.spread(&raw mut (*variance).retransmits, delta.retransmits, 0);
+        }
     }
 }
 
-/// Adds what a connection's end brought to the totals of what events bring, and to their variances.
+/// Adds what a connection's end brought to the totals of what events bring.
 #[inline(always)]
 fn ended(delta: &FlowRow, bank: *mut TcpBank, weight: Weight) {
     // SAFETY: a bank is a map value.
     unsafe {
-        let (events, variance) = (&raw mut (*bank).events, &raw mut (*bank).variance);
+        let events = &raw mut (*bank).events;
         add(&raw mut (*events).connections, weight.of(delta.connections));
         add(&raw mut (*events).sent_bytes, weight.of(delta.sent_bytes));
         add(&raw mut (*events).received_bytes, weight.of(delta.received_bytes));
-        if delta.retransmits != 0 {
-            add(&raw mut (*events).retransmits, weight.of(delta.retransmits));
-        }
-        weight.spread(&raw mut (*variance).connections, delta.connections, 0);
-        weight.spread(&raw mut (*variance).sent_bytes, delta.sent_bytes, BYTES_UNIT_LOG2);
-        weight.spread(&raw mut (*variance).received_bytes, delta.received_bytes, BYTES_UNIT_LOG2);
-        weight.spread(&raw mut (*variance).retransmits, delta.retransmits, 0);
+        add(&raw mut (*events).retransmits, weight.of(delta.retransmits));
     }
 }
 
