@@ -117,9 +117,12 @@ pub fn shell(arch: &'static Arch) -> Result<PathBuf> {
     Ok(shell)
 }
 
-/// Whether KVM works here: `/dev/kvm` may open and then fail, so a machine is made and ended at once.
+/// Whether KVM works here: `/dev/kvm` may open and then fail, so a machine is made and ended at
+/// once. Not inside of a virtual machine: there it may work at first and stop guests in the middle
+/// (seen: "KVM internal error. Suberror: 1").
 pub fn has_kvm(arch: &Arch) -> bool {
-    if !arch.is_host() {
+    let is_virtual = || fs::read_to_string("/proc/cpuinfo").is_ok_and(|info| is_virtual(&info));
+    if !arch.is_host() || is_virtual() {
         return false;
     }
     let machine = arch
@@ -137,9 +140,21 @@ pub fn has_kvm(arch: &Arch) -> bool {
     machine.wait().is_ok_and(|status| status.success())
 }
 
+/// Whether the processor says that this machine is a virtual one.
+fn is_virtual(cpuinfo: &str) -> bool {
+    let flags = cpuinfo.lines().filter(|line| line.starts_with("flags"));
+    flags.flat_map(str::split_whitespace).any(|flag| flag == "hypervisor")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_virtual_machine_is_known_by_its_processors_flags() {
+        assert!(is_virtual("processor\t: 0\nflags\t\t: fpu vmx hypervisor lahf_lm\n"));
+        assert!(!is_virtual("model name\t: hypervisor 9000\nflags\t\t: fpu vmx\n"));
+    }
 
     #[test]
     fn finds_the_codename() {
