@@ -5,7 +5,7 @@ use core::ffi::c_void;
 
 use aya_ebpf::{bindings::BPF_NOEXIST, macros::btf_tracepoint, programs::BtfTracePointContext};
 use siskin_ebpf::{
-    DiskBank, DiskKey, DiskOp, DiskRow, DiskWorkloadKey, DiskWorkloadRow, Loss, Probe, Program, Table,
+    DiskBank, DiskKey, DiskOp, DiskRow, DiskWorkloadKey, DiskWorkloadRow, Loss, Probe, Program, Table, Weight,
 };
 
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
     log::trace,
     maps::{self, DISK_BANK, DISK_ROWS},
     meter,
-    sampling::{self, Weight},
+    sampling::{self, add_variance},
 };
 
 /// The low byte of `cmd_flags` is the operation (`REQ_OP_MASK`, include/linux/blk_types.h, 6.18).
@@ -31,28 +31,33 @@ static ZERO_ROW: [u64; size_of::<DiskRow>() / 8] = [0; size_of::<DiskRow>() / 8]
 /// `block_rq_complete(rq, error, nr_bytes)`: a request or a part of it is done.
 #[btf_tracepoint(function = "block_rq_complete")]
 pub fn disk_complete(ctx: BtfTracePointContext) -> i32 {
-    let Some(slot) = meter::begin(Program::DiskComplete) else { return 0 };
-    // An `int` before 5.16, a `blk_status_t` of one byte since; zero is success in both.
-    let failed = ctx.arg::<u32>(1) & 0xff != 0;
-    let weight = sampling::take(slot, Probe::Disk);
-    if weight.is_some() || failed {
-        meter::time(slot, |now_ns| completed(&ctx, failed, weight, now_ns));
-    }
-    0
+    meter::run(Program::DiskComplete, |run| {
+        // An `int` before 5.16, a `blk_status_t` of one byte since; zero is success in both.
+        let failed = ctx.arg::<u32>(1) & 0xff != 0;
+        let weight = sampling::sample(run, Probe::Disk);
+        if !weight.is_nothing() || failed {
+            let work = run.begin_work_at();
+            completed(&ctx, failed, weight, work.begin_ns);
+            run.end_work(&work);
+        }
+    })
 }
 
-/// Counts a completion: its error exactly, the rest with its weight when it was taken.
+/// Counts a completion: its error exactly, the rest with its weight when it was sampled.
 #[inline(always)]
-fn completed(ctx: &BtfTracePointContext, failed: bool, weight: Option<Weight>, now_ns: u64) {
+fn completed(ctx: &BtfTracePointContext, failed: bool, weight: Weight, now_ns: u64) {
     let rq: *const c_void = ctx.arg(0);
     let bytes: u32 = ctx.arg(2);
     let Some(bank) = DISK_BANK.get_ptr_mut(0) else { return };
     trace!(ctx, "request complete, failed {}, {} bytes", u8::from(failed), bytes);
     // SAFETY: `rq` is a `request` by the tracepoint's BTF.
-    let (op, left, flags): (_, u32, u32) =
-        unsafe { (operation(rq), load(rq, &facts::RQ_DATA_LEN), load(rq, &facts::RQ_FLAGS)) };
+    let (left, flags, part): (u32, u32, *const c_void) =
+        unsafe { (load(rq, &facts::RQ_DATA_LEN), load(rq, &facts::RQ_FLAGS), load(rq, &facts::RQ_PART)) };
     let flag = |bit| (flags >> facts::value(bit)) & 1 != 0;
     let in_flush = flag(&facts::RQF_FLUSH_SEQ);
+    let has_part = !part.is_null();
+    // SAFETY: as above.
+    let op = unsafe { operation(rq, in_flush, has_part) };
     // A write that needs a flush before or after it completes twice: its data inside the flush sequence, and then, without
     // bytes, the write itself (block/blk-flush.c, 6.18). The kernel's own statistics count the write then, also one that
     // was nothing but a flush; and the flush that the sequence sends to the device is a request of its own.
@@ -70,13 +75,25 @@ fn completed(ctx: &BtfTracePointContext, failed: bool, weight: Option<Weight>, n
         if failed && !data_only {
             add(&raw mut (*row).errors, sampling::whenever_attached(Probe::Disk).of(1));
         }
-        let Some(weight) = weight else { return };
-        let (total, variance) = (&raw mut (*bank).total, &raw mut (*bank).variance);
+        if weight.is_nothing() {
+            return;
+        }
+        let total = &raw mut (*bank).total;
         let work = workload_row(rq, op, bank);
+        // What the kernel's own statistics count has a part (blk_account_io_start, block/blk-mq.c,
+        // 5.10 to 7.3). A flush is always in them (blk_account_io_flush, block/blk-flush.c, 5.5 to
+        // 7.3). The rest is only in what the program counts.
+        let is_counted = op == DiskOp::Flush || has_part;
         add(&raw mut (*row).bytes, weight.of(bytes.into()));
         add(&raw mut (*work).bytes, weight.of(bytes.into()));
         add(&raw mut (*total).bytes, weight.of(bytes.into()));
-        weight.spread(&raw mut (*variance).bytes, bytes.into(), BYTES_UNIT_LOG2);
+        add_variance(&raw mut (*work).bytes_variance, weight, bytes.into(), BYTES_UNIT_LOG2);
+        add_variance(&raw mut (*total).bytes_variance, weight, bytes.into(), BYTES_UNIT_LOG2);
+        if !is_counted {
+            let uncounted = &raw mut (*row).uncounted;
+            add(&raw mut (*uncounted).bytes, weight.of(bytes.into()));
+            add_variance(&raw mut (*uncounted).bytes_variance, weight, bytes.into(), BYTES_UNIT_LOG2);
+        }
         if bytes < left {
             return;
         }
@@ -94,13 +111,18 @@ fn completed(ctx: &BtfTracePointContext, failed: bool, weight: Option<Weight>, n
             let device_ns = now_ns.saturating_sub(issued);
             maps::observe(&raw mut (*row).device, device_ns, weight);
             add(&raw mut (*total).device_ns, weight.of(device_ns));
-            weight.spread(&raw mut (*variance).device, device_ns, NS_UNIT_LOG2);
+            add_variance(&raw mut (*total).device_variance, weight, device_ns, NS_UNIT_LOG2);
         }
         if !data_only {
             add(&raw mut (*row).ios, weight.of(1));
             add(&raw mut (*work).ios, weight.of(1));
             add(&raw mut (*total).ios, weight.of(1));
-            weight.spread(&raw mut (*variance).ios, 1, 0);
+            add_variance(&raw mut (*work).ios_variance, weight, 1, 0);
+            if !is_counted {
+                let uncounted = &raw mut (*row).uncounted;
+                add(&raw mut (*uncounted).ios, weight.of(1));
+                add_variance(&raw mut (*uncounted).ios_variance, weight, 1, 0);
+            }
             // Without the flag the time is zero or, since 6.13, what an earlier request left there. Flushes do not have the
             // flag, and always the time (blk_rq_init, block/blk-mq.c, 6.18).
             let queued = if keeps_statistics { load(rq, &facts::RQ_START) } else { 0 };
@@ -108,7 +130,7 @@ fn completed(ctx: &BtfTracePointContext, failed: bool, weight: Option<Weight>, n
                 let total_ns = now_ns.saturating_sub(queued);
                 maps::observe(&raw mut (*row).total, total_ns, weight);
                 add(&raw mut (*total).total_ns, weight.of(total_ns));
-                weight.spread(&raw mut (*variance).total, total_ns, NS_UNIT_LOG2);
+                add_variance(&raw mut (*total).total_variance, weight, total_ns, NS_UNIT_LOG2);
             } else {
                 // The queue keeps no statistics (queue/iostats is 0), or not of such requests.
                 let lost = (&raw mut (*bank).lost).cast::<u64>();
@@ -123,17 +145,19 @@ fn completed(ctx: &BtfTracePointContext, failed: bool, weight: Option<Weight>, n
 /// # Safety
 /// `rq` is a `request` by BTF.
 #[inline(always)]
-unsafe fn operation(rq: *const c_void) -> DiskOp {
+unsafe fn operation(rq: *const c_void, in_flush: bool, has_part: bool) -> DiskOp {
     // SAFETY: as the caller promises.
     let op = unsafe { load::<u32>(rq, &facts::RQ_CMD_FLAGS) } & REQ_OP_MASK;
-    // Numbers are part of the kernel's trace format and stable but for zone append (enum req_op, 6.18).
+    // Grouped as the kernel's own statistics are (`op_stat_group`, include/linux/blk_types.h, 5.10
+    // to 7.3): of the others odd numbers write, also zone appends, secure erases, write zeroes and
+    // zone management. From 32 on they are passthrough commands (enum req_op), which some kernels
+    // count. A flush outside of a flush sequence is a clone of device mapper's.
     match op {
-        0 => DiskOp::Read,
-        1 => DiskOp::Write,
-        2 => DiskOp::Flush,
-        3 | 5 => DiskOp::Discard,
-        op if op == facts::value(&facts::REQ_OP_ZONE_APPEND) => DiskOp::Write,
-        _ => DiskOp::Other,
+        2 if in_flush => DiskOp::Flush,
+        3 => DiskOp::Discard,
+        32.. if !has_part => DiskOp::Other,
+        op if op & 1 != 0 => DiskOp::Write,
+        _ => DiskOp::Read,
     }
 }
 
@@ -192,7 +216,7 @@ fn workload_row(rq: *const c_void, op: DiskOp, bank: *mut DiskBank) -> *mut Disk
         }
     }
     let key = DiskWorkloadKey { cgroup: cgroup_id, hierarchy, op: op as u32 };
-    let zero = DiskWorkloadRow { ios: 0, bytes: 0 };
+    let zero = DiskWorkloadRow { ios: 0, bytes: 0, ios_variance: 0, bytes_variance: 0 };
     let (a, b) = (&maps::DISK_WORKLOAD_ROWS_A, &maps::DISK_WORKLOAD_ROWS_B);
     maps::row(Table::DiskWorkload, a, b, &key, &zero).unwrap_or_else(|| {
         // SAFETY: a map value.

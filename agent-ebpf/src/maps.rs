@@ -10,15 +10,12 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use siskin_ebpf::{
-    CgroupBank, CgroupKey, CgroupNote, CommRow, Control, DiskBank, DiskKey, DiskRow, DiskWorkloadKey,
-    DiskWorkloadRow, Exited, FlowKey, FlowRow, Histogram, Listener, Loss, ProcessBank, ProcessRow, Slots,
-    Socket, Table, TcpBank, TcpRow, UdpBank, UdpRow,
+    AllStats, CgroupBank, CgroupKey, CgroupNote, CommRow, Control, DiskBank, DiskKey, DiskRow,
+    DiskWorkloadKey, DiskWorkloadRow, Exited, FlowKey, FlowRow, Histogram, Listener, Loss, ProcessBank,
+    ProcessRow, Socket, Table, TcpBank, TcpRow, UdpBank, UdpRow, Weight,
 };
 
-use crate::{
-    atomic::{add, get, set},
-    sampling::Weight,
-};
+use crate::atomic::{add, get, set};
 
 /// Rows of a keyed table, until user space says how many.
 const ROWS: usize = 1024;
@@ -26,11 +23,11 @@ const ROWS: usize = 1024;
 #[btf_map(name = "control")]
 pub static CONTROL: Array<Control, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
 
-#[btf_map(name = "slots")]
-pub static SLOTS: PerCpuArray<Slots, 1> = PerCpuArray::new();
+#[btf_map(name = "program_stats")]
+pub static PROGRAM_STATS: PerCpuArray<AllStats, 1> = PerCpuArray::new();
 
-#[btf_map(name = "alarm")]
-pub static ALARM: RingBuf<u64, 4096> = RingBuf::new();
+#[btf_map(name = "overload")]
+pub static OVERLOAD: RingBuf<u64, 4096> = RingBuf::new();
 
 #[btf_map(name = "cgroup_bank")]
 pub static CGROUP_BANK: PerCpuArray<CgroupBank, 1> = PerCpuArray::new();

@@ -1,49 +1,125 @@
-//! Counts and times the programs' runs, so that user space knows what Siskin costs without CAP_SYS_ADMIN.
+//! Counts the programs' runs and times a few of them, so that user space knows what Siskin costs
+//! without CAP_SYS_ADMIN.
 
-use aya_ebpf::{bindings::BPF_RB_FORCE_WAKEUP, helpers::bpf_ktime_get_ns};
-use siskin_ebpf::{Program, Rate, Slot};
+use aya_ebpf::{
+    bindings::BPF_RB_FORCE_WAKEUP,
+    helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_ns},
+};
+use siskin_ebpf::{Program, ProgramStats, Rate};
 
 use crate::{
     atomic::get,
-    maps::{ALARM, CONTROL, SLOTS},
+    maps::{CONTROL, OVERLOAD, PROGRAM_STATS},
 };
 
-/// This program's slot on this CPU, with the run counted. Rings the alarm when there were too many in this tick.
-#[inline(always)]
-pub fn begin(program: Program) -> Option<*mut Slot> {
-    let slots = SLOTS.get_ptr_mut(0)?;
-    // SAFETY: a map value; the index is a constant where this is inlined.
-    let slot = unsafe { (&raw mut (*slots).of).cast::<Slot>().add(program as usize) };
-    let control = CONTROL.get_ptr(0)?;
-    // SAFETY: map values; there is a rate for each probe; the slot is written by this program alone. Before 6.1 it may interrupt itself, which
-    // can lose a count and no more.
-    unsafe {
-        let rate = (&raw const (*control).rates).cast::<Rate>().add(program.probe() as usize);
-        if (*slot).run(get(&raw const (*rate).tick), get(&raw const (*rate).alarm_runs)) {
-            // When there is no room, the alarm has been rung and nobody came yet.
-            let _ = ALARM.output((*slot).tick, BPF_RB_FORCE_WAKEUP.into());
-        }
-    }
-    Some(slot)
+/// One run in so many is timed until its event is skipped.
+const RUN_GAP: u64 = 1000;
+/// One in so many runs that do the whole work is timed from where the work begins.
+const SAMPLED_GAP: u64 = 16;
+
+/// A run of a program.
+pub struct Run {
+    /// The program's statistics on this CPU.
+    pub stats: *mut ProgramStats,
+    /// When it began, while it is timed; else 0.
+    began_ns: u64,
 }
 
-/// Runs `body`, which is given the time in nanoseconds since boot, and notes how long it took.
-#[inline(always)]
-pub fn time(slot: *mut Slot, body: impl FnOnce(u64)) {
-    // SAFETY: the helper has no preconditions; the slot is as in `begin`.
-    unsafe {
-        let begin_ns = bpf_ktime_get_ns();
-        body(begin_ns);
-        (*slot).full_runs += 1;
-        (*slot).busy_ns += bpf_ktime_get_ns() - begin_ns;
-    }
+/// Work on an event.
+pub struct Work {
+    /// Nanoseconds since boot when it began, if somebody needs to know.
+    pub begin_ns: u64,
+    is_timed: bool,
 }
 
-/// Counts, runs and times a program that is not sampled.
+/// Runs `work` as a run of the program. Not for code that several programs share: the compiler
+/// would make a function of the closure, and call it.
 #[inline(always)]
-pub fn run(program: Program, body: impl FnOnce(u64)) -> i32 {
-    if let Some(slot) = begin(program) {
-        time(slot, body);
+pub fn run(program: Program, work: impl FnOnce(&mut Run)) -> i32 {
+    if let Some(mut run) = begin(program) {
+        work(&mut run);
+        run.end();
     }
     0
+}
+
+/// Counts the run, and notifies user space when there were too many in this tick. Ends with
+/// [`Run::end`].
+#[inline(always)]
+pub fn begin(program: Program) -> Option<Run> {
+    let all = PROGRAM_STATS.get_ptr_mut(0)?;
+    // SAFETY: a map value; the index is a constant where this is inlined.
+    let stats = unsafe { (&raw mut (*all).programs).cast::<ProgramStats>().add(program as usize) };
+    let control = CONTROL.get_ptr(0)?;
+    // SAFETY: map values; there is a rate for each probe; the statistics are written by this
+    // program alone. Before 6.1 it may interrupt itself, which can lose a count and no more.
+    unsafe {
+        let rate = (&raw const (*control).rates).cast::<Rate>().add(program.probe() as usize);
+        if (*stats).run(get(&raw const (*rate).tick), get(&raw const (*rate).overload_runs)) {
+            // When there is no room, a notification waits that nobody has read yet.
+            let _ = OVERLOAD.output((*stats).tick, BPF_RB_FORCE_WAKEUP.into());
+        }
+        let mut began_ns = 0;
+        if (*stats).run_time.is_due((*stats).runs, RUN_GAP, random) {
+            let first_ns = bpf_ktime_get_ns();
+            began_ns = bpf_ktime_get_ns();
+            (*stats).clock_time.add(began_ns - first_ns);
+        }
+        Some(Run { stats, began_ns })
+    }
+}
+
+impl Run {
+    /// Ends the run, if its timing did not end where the work on an event began.
+    #[inline(always)]
+    pub fn end(&mut self) {
+        if self.began_ns != 0 {
+            // SAFETY: the helper has no preconditions; the statistics are as in `begin`.
+            unsafe { (*self.stats).run_time.add(bpf_ktime_get_ns() - self.began_ns) };
+            self.began_ns = 0;
+        }
+    }
+
+    /// Begins the work on an event. It ends with [`Self::end_work`].
+    #[inline(always)]
+    pub fn begin_work(&mut self) -> Work {
+        let is_timed = self.is_work_due();
+        // SAFETY: the helper has no preconditions.
+        Work { begin_ns: if is_timed { unsafe { bpf_ktime_get_ns() } } else { 0 }, is_timed }
+    }
+
+    /// The same for work that needs to know the time.
+    #[inline(always)]
+    pub fn begin_work_at(&mut self) -> Work {
+        let is_timed = self.is_work_due();
+        // SAFETY: the helper has no preconditions.
+        Work { begin_ns: unsafe { bpf_ktime_get_ns() }, is_timed }
+    }
+
+    /// Ends the work on an event.
+    #[inline(always)]
+    pub fn end_work(&mut self, work: &Work) {
+        if work.is_timed {
+            // SAFETY: the helper has no preconditions; the statistics are as in `begin`.
+            unsafe { (*self.stats).sampled_time.add(bpf_ktime_get_ns() - work.begin_ns) };
+        }
+    }
+
+    /// Counts the work; says whether it is to be timed.
+    #[inline(always)]
+    fn is_work_due(&mut self) -> bool {
+        self.end();
+        // SAFETY: the statistics are as in `begin`.
+        unsafe {
+            (*self.stats).sampled_runs += 1;
+            (*self.stats).sampled_time.is_due((*self.stats).sampled_runs, SAMPLED_GAP, random)
+        }
+    }
+}
+
+/// A random number of the kernel's.
+#[inline(always)]
+pub fn random() -> u32 {
+    // SAFETY: the helper has no preconditions.
+    unsafe { bpf_get_prandom_u32() }
 }

@@ -1,20 +1,20 @@
-//! The process probe: execs, forks, exits by outcome, lifetimes and OOM kills. All are counted one by one, unless the CPU budget
-//! says otherwise (`--budget.strict`); OOM kills always are.
+//! The process probe: execs, forks, exits by outcome, lifetimes and OOM kills. All are counted one
+//! by one until the CPU budget cannot pay for it, then sampled; OOM kills are never sampled.
 
-use core::ffi::c_void;
+use core::{ffi::c_void, hint::black_box};
 
 use aya_ebpf::{
     bindings::BPF_NOEXIST, helpers::bpf_get_current_comm, macros::btf_tracepoint,
     programs::BtfTracePointContext,
 };
-use siskin_ebpf::{CommRow, Exited, Loss, Outcome, Probe, ProcessBank, ProcessRow, Program, Table};
+use siskin_ebpf::{CommRow, Exited, Loss, Outcome, Probe, ProcessBank, ProcessRow, Program, Table, Weight};
 
 use crate::{
     atomic::add,
     facts::{self, load},
     log::trace,
     maps, meter,
-    sampling::{self, Weight},
+    sampling::{self, add_variance},
 };
 
 /// `SIGNAL_GROUP_EXIT`: the whole process is ending with one status (include/linux/sched/signal.h, 5.10 to 6.18).
@@ -23,12 +23,14 @@ const SIGNAL_GROUP_EXIT: u32 = 4;
 /// `sched_process_exec(task, old_pid, bprm)`, in the task itself after its name changed.
 #[btf_tracepoint(function = "sched_process_exec")]
 pub fn process_exec(ctx: BtfTracePointContext) -> i32 {
-    if let Some(slot) = meter::begin(Program::ProcessExec)
-        && let Some(weight) = sampling::take(slot, Probe::Process)
-    {
-        meter::time(slot, |_| executed(&ctx, weight));
-    }
-    0
+    meter::run(Program::ProcessExec, |run| {
+        let weight = sampling::sample(run, Probe::Process);
+        if !weight.is_nothing() {
+            let work = run.begin_work();
+            executed(&ctx, weight);
+            run.end_work(&work);
+        }
+    })
 }
 
 #[inline(always)]
@@ -46,7 +48,7 @@ fn executed(ctx: &BtfTracePointContext, weight: Weight) {
     // SAFETY: rows and banks are map values; the programs access them only through atomic adds.
     unsafe {
         add(&raw mut (*row).execs, weight.of(1));
-        add(&raw mut (*bank).total[0], weight.of(1));
+        add_variance(&raw mut (*row).variance[0], weight, 1, 0);
         let comm_row = comm_row.unwrap_or_else(|| {
             maps::lose(&raw mut (*bank).lost, Loss::MapFull);
             &raw mut (*bank).comm_other
@@ -59,16 +61,21 @@ fn executed(ctx: &BtfTracePointContext, weight: Weight) {
 /// which `CLONE_INTO_CGROUP` makes another one than the parent's.
 #[btf_tracepoint(function = "sched_process_fork")]
 pub fn process_fork(ctx: BtfTracePointContext) -> i32 {
-    let Some(slot) = meter::begin(Program::ProcessFork) else { return 0 };
-    let child: *const c_void = ctx.arg(1);
-    // SAFETY: `child` is a `task_struct` by the tracepoint's BTF, and so for every load below.
-    let (pid, tgid): (u32, u32) = unsafe { (load(child, &facts::TASK_PID), load(child, &facts::TASK_TGID)) };
-    if pid == tgid
-        && let Some(weight) = sampling::take(slot, Probe::Process)
-    {
-        meter::time(slot, |_| forked(child, weight));
-    }
-    0
+    meter::run(Program::ProcessFork, |run| {
+        let child: *const c_void = ctx.arg(1);
+        // SAFETY: `child` is a `task_struct` by the tracepoint's BTF, and so for every load below.
+        let (pid, tgid): (u32, u32) =
+            unsafe { (load(child, &facts::TASK_PID), load(child, &facts::TASK_TGID)) };
+        if pid != tgid {
+            return;
+        }
+        let weight = sampling::sample(run, Probe::Process);
+        if !weight.is_nothing() {
+            let work = run.begin_work();
+            forked(child, weight);
+            run.end_work(&work);
+        }
+    })
 }
 
 #[inline(always)]
@@ -78,48 +85,64 @@ fn forked(child: *const c_void, weight: Weight) {
     // SAFETY: map values.
     unsafe {
         add(&raw mut (*row).forks, weight.of(1));
-        add(&raw mut (*bank).total[1], weight.of(1));
+        add_variance(&raw mut (*row).variance[1], weight, 1, 0);
     }
 }
 
 /// `sched_process_exit(task[, group_dead])`, in the task itself, for every thread.
 #[btf_tracepoint(function = "sched_process_exit")]
 pub fn process_exit(ctx: BtfTracePointContext) -> i32 {
-    let Some(slot) = meter::begin(Program::ProcessExit) else { return 0 };
-    let task: *const c_void = ctx.arg(0);
-    // SAFETY: by the tracepoint's BTF `task` is a `task_struct`; the others are what its fields point to.
-    let (leader, signal): (*const c_void, *const c_void) =
-        unsafe { (load(task, &facts::TASK_LEADER), load(task, &facts::TASK_SIGNAL)) };
-    // SAFETY: as above.
-    let start_ns: u64 = unsafe { load(leader, &facts::TASK_START) };
-    let last = if facts::value(&facts::EXIT_SAYS_LAST) == 1 {
-        ctx.arg::<u64>(1) & 0xff != 0
-    } else {
-        last_thread(task, signal, start_ns)
-    };
-    if !last {
-        return 0;
+    meter::run(Program::ProcessExit, |run| {
+        let task: *const c_void = ctx.arg(0);
+        // SAFETY: by the tracepoint's BTF `task` is a `task_struct`; the others are what its fields
+        // point to.
+        let (leader, signal): (*const c_void, *const c_void) =
+            unsafe { (load(task, &facts::TASK_LEADER), load(task, &facts::TASK_SIGNAL)) };
+        // SAFETY: as above.
+        let start_ns: u64 = unsafe { load(leader, &facts::TASK_START) };
+        let last = if facts::value(&facts::EXIT_SAYS_LAST) == 1 {
+            ctx.arg::<u64>(1) & 0xff != 0
+        } else {
+            last_thread(task, signal, start_ns)
+        };
+        if !last {
+            return;
+        }
+        // Set once for every process that the OOM killer chose (mark_oom_victim, mm/oom_kill.c, 4.9
+        // and later): the same events as the tracepoint `mark_victim`, which on older kernels does
+        // not say whose process it was. SAFETY: as above.
+        let has_oom_mm = unsafe { load::<u64>(signal, &facts::SIGNAL_OOM_MM) } != 0;
+        // In a box: the compiler would combine the pointer with another condition, which the
+        // verifier does not take.
+        let oom_killed = black_box(has_oom_mm);
+        let weight = sampling::sample(run, Probe::Process);
+        if !weight.is_nothing() || oom_killed {
+            let work = run.begin_work_at();
+            ended(task, [leader, signal], [start_ns, work.begin_ns], oom_killed, weight);
+            run.end_work(&work);
+        }
+    })
+}
+
+/// Counts the end of a process: an OOM kill in any case, the rest when it was sampled.
+#[inline(always)]
+fn ended(
+    task: *const c_void,
+    [leader, signal]: [*const c_void; 2],
+    times_ns: [u64; 2],
+    oom_killed: bool,
+    weight: Weight,
+) {
+    let Some(bank) = maps::PROCESS_BANK.get_ptr_mut(0) else { return };
+    let row = row_of(task, bank);
+    if oom_killed {
+        let weight = sampling::whenever_attached(Probe::Process);
+        // SAFETY: a map value.
+        add(unsafe { &raw mut (*row).oom_kills }, weight.of(1));
     }
-    // Set once for every process that the OOM killer chose (mark_oom_victim, mm/oom_kill.c, 4.9 and later): the same events as
-    // the tracepoint `mark_victim`, which on older kernels does not say whose process it was.
-    // SAFETY: as above.
-    let oom_killed = unsafe { load::<u64>(signal, &facts::SIGNAL_OOM_MM) } != 0;
-    let weight = sampling::take(slot, Probe::Process);
-    if weight.is_some() || oom_killed {
-        meter::time(slot, |now_ns| {
-            let Some(bank) = maps::PROCESS_BANK.get_ptr_mut(0) else { return };
-            let row = row_of(task, bank);
-            if oom_killed {
-                let weight = sampling::whenever_attached(Probe::Process);
-                // SAFETY: a map value.
-                add(unsafe { &raw mut (*row).oom_kills }, weight.of(1));
-            }
-            if let Some(weight) = weight {
-                exited(leader, signal, [start_ns, now_ns], row, bank, weight);
-            }
-        });
+    if !weight.is_nothing() {
+        exited(leader, signal, times_ns, row, bank, weight);
     }
-    0
 }
 
 /// The variance of lifetimes is kept in units of 2^16 ns.
@@ -149,9 +172,8 @@ fn exited(
         }
         let lifetime_ns = now_ns.saturating_sub(start_ns);
         maps::observe(&raw mut (*bank).lifetime, lifetime_ns, weight);
-        add(&raw mut (*bank).total[2], weight.of(1));
-        weight.spread(&raw mut (*bank).exits_variance, 1, 0);
-        weight.spread(&raw mut (*bank).lifetime_variance, lifetime_ns, LIFETIME_UNIT_LOG2);
+        add_variance(&raw mut (*row).variance[2], weight, 1, 0);
+        add_variance(&raw mut (*bank).lifetime_variance, weight, lifetime_ns, LIFETIME_UNIT_LOG2);
     }
 }
 
@@ -177,7 +199,7 @@ fn row_of(task: *const c_void, bank: *mut ProcessBank) -> *mut ProcessRow {
         let node: *const c_void = load(cgroup, &facts::CGROUP_KN);
         load(node, &facts::KN_ID)
     };
-    let zero = ProcessRow { execs: 0, forks: 0, exits: [0; 3], oom_kills: 0 };
+    let zero = ProcessRow { execs: 0, forks: 0, exits: [0; 3], oom_kills: 0, variance: [0; 3] };
     maps::row(Table::Process, &maps::PROCESS_ROWS_A, &maps::PROCESS_ROWS_B, &cgroup, &zero).unwrap_or_else(
         || {
             // SAFETY: a map value.

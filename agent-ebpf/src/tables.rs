@@ -18,7 +18,7 @@ mod programs {
         macros::{btf_map, classifier},
         programs::TcContext,
     };
-    use siskin_ebpf::{FlowKey, FlowRow, PROTOCOL_UDP};
+    use siskin_ebpf::{FlowKey, PROTOCOL_UDP, SocketCounters};
 
     use crate::atomic::add;
 
@@ -26,17 +26,18 @@ mod programs {
     const ROWS: usize = 1024;
 
     #[btf_map(name = "shared")]
-    pub static SHARED: HashMap<FlowKey, FlowRow, ROWS> = HashMap::new();
+    pub static SHARED: HashMap<FlowKey, SocketCounters, ROWS> = HashMap::new();
     #[btf_map(name = "per_cpu")]
-    pub static PER_CPU: PerCpuHashMap<FlowKey, FlowRow, ROWS> = PerCpuHashMap::new();
+    pub static PER_CPU: PerCpuHashMap<FlowKey, SocketCounters, ROWS> = PerCpuHashMap::new();
     /// As large as the copies of 64 CPUs.
     #[btf_map(name = "as_of_64")]
-    pub static AS_OF_64: HashMap<FlowKey, [FlowRow; 64], ROWS> = HashMap::new();
+    pub static AS_OF_64: HashMap<FlowKey, [SocketCounters; 64], ROWS> = HashMap::new();
     /// As large as the copies of 256 CPUs.
     #[btf_map(name = "as_of_256")]
-    pub static AS_OF_256: HashMap<FlowKey, [FlowRow; 256], ROWS> = HashMap::new();
+    pub static AS_OF_256: HashMap<FlowKey, [SocketCounters; 256], ROWS> = HashMap::new();
 
-    const ZERO: &FlowRow = &FlowRow { sent_bytes: 0, received_bytes: 0, connections: 0, retransmits: 0 };
+    const ZERO: &SocketCounters =
+        &SocketCounters { sent_bytes: 0, received_bytes: 0, connections: 0, retransmits: 0 };
 
     /// The row of a packet: its length says which.
     #[inline(always)]
@@ -54,7 +55,7 @@ mod programs {
     /// Adds two words, as a datagram does. The copy of a CPU is added to by an atomic instruction, too: a program can be
     /// interrupted by another of ours.
     #[inline(always)]
-    fn count(row: *mut FlowRow) {
+    fn count(row: *mut SocketCounters) {
         // SAFETY: a row is a map value.
         unsafe {
             add(&raw mut (*row).sent_bytes, 1500);

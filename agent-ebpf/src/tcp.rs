@@ -1,21 +1,25 @@
 //! The TCP probe: connections from their first state to their last, without touching a packet.
 //!
-//! Every connection is followed: its socket carries a [`Socket`]. Only where the CPU budget says so (`--budget.strict`) some are
-//! not: then the moment when they are established and the moment when they end are events that are drawn like any other, and a
-//! drawn end brings all that the connection moved. What was followed before is counted to its end.
+//! Every connection is followed: its socket carries a [`Socket`]. Only when the CPU budget cannot
+//! pay for that some are not: then the moment when they are established and the moment when they
+//! end are events that are sampled like any other, and a sampled end adds all that the connection
+//! moved. What was followed before is counted to its end.
 
 use core::ffi::c_void;
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
-use siskin_ebpf::{Failure, FlowRow, Loss, PROTOCOL_TCP, Probe, Program, Role, Slot, Socket, TcpBank};
+use siskin_ebpf::{
+    ConnectionCount, Failure, Loss, PROTOCOL_TCP, Probe, Program, Role, Socket, SocketCounters, TcpBank,
+    Weight,
+};
 
 use crate::{
     atomic::{add, get, set},
     facts::{self, load},
     log::trace,
     maps::{self, CONTROL, TCP_BANK},
-    meter,
-    sampling::{self, Weight},
+    meter::{self, Run},
+    sampling::{self, add_variance},
     socket::{cgroup, flow},
     tcp_iter,
     tcp_socket::{self as socket, ByAddress, Followed, InSocket, Lock, Memory, Reading},
@@ -60,35 +64,50 @@ fn state_changed<M: Memory>(ctx: &BtfTracePointContext) -> i32 {
         }
         return 0;
     }
-    let Some(slot) = meter::begin(Program::TcpState) else { return 0 };
-    // SAFETY: `sk` is a `sock` by the tracepoint's BTF.
-    if unsafe { load::<u16>(sk, &facts::SK_PROTOCOL) } != u16::from(PROTOCOL_TCP) {
-        return 0;
-    }
-    let Some(bank) = TCP_BANK.get_ptr_mut(0) else { return 0 };
-    trace!(ctx, "tcp state {} to {}", old, new);
-    // Should anything be remembered here, it is of an earlier socket at this address.
-    if M::OUTLIVES_SOCKET && (new == state::SYN_SENT || old == state::SYN_RECV) {
-        socket::forget::<M>(sk);
-    }
-    match (old, new) {
-        // When it is not followed now, that is decided when it is established.
-        (_, state::SYN_SENT) if sampling::takes_all(slot, Probe::Tcp) => {
-            meter::time(slot, |now_ns| connecting::<M>(sk, now_ns));
+    meter::run(Program::TcpState, |run| {
+        // SAFETY: `sk` is a `sock` by the tracepoint's BTF.
+        if unsafe { load::<u16>(sk, &facts::SK_PROTOCOL) } != u16::from(PROTOCOL_TCP) {
+            return;
         }
-        (_, state::CLOSE) => match M::find(sk) {
-            Some(socket) => meter::time(slot, |now_ns| followed_closed::<M>(sk, socket, old, now_ns, bank)),
-            None => closed::<M>(sk, old, bank, slot),
-        },
-        (_, state::LISTEN) => meter::time(slot, |_| tcp_iter::listens(sk)),
-        // A socket closed before the last segment of its handshake goes from there to FIN_WAIT1.
-        (state::SYN_SENT | state::SYN_RECV, state::ESTABLISHED | state::FIN_WAIT1) => match M::find(sk) {
-            Some(socket) => meter::time(slot, |now_ns| followed_established(socket, now_ns, bank)),
-            None => established::<M>(sk, old, bank, slot),
-        },
-        _ => {}
-    }
-    0
+        let Some(bank) = TCP_BANK.get_ptr_mut(0) else { return };
+        trace!(ctx, "tcp state {} to {}", old, new);
+        // Should anything be remembered here, it is of an earlier socket at this address.
+        if M::OUTLIVES_SOCKET && (new == state::SYN_SENT || old == state::SYN_RECV) {
+            socket::forget::<M>(sk);
+        }
+        match (old, new) {
+            // When it is not followed now, that is decided when it is established.
+            (_, state::SYN_SENT) if sampling::samples_all(run, Probe::Tcp) => {
+                let work = run.begin_work_at();
+                connecting::<M>(sk, work.begin_ns);
+                run.end_work(&work);
+            }
+            (_, state::CLOSE) => match M::find(sk) {
+                Some(socket) => {
+                    let work = run.begin_work_at();
+                    followed_closed::<M>(sk, socket, old, work.begin_ns, bank);
+                    run.end_work(&work);
+                }
+                None => closed::<M>(sk, old, bank, run),
+            },
+            (_, state::LISTEN) => {
+                let work = run.begin_work();
+                tcp_iter::listens(sk);
+                run.end_work(&work);
+            }
+            // A socket closed before the last segment of its handshake goes from there to
+            // FIN_WAIT1.
+            (state::SYN_SENT | state::SYN_RECV, state::ESTABLISHED | state::FIN_WAIT1) => match M::find(sk) {
+                Some(socket) => {
+                    let work = run.begin_work_at();
+                    followed_established(socket, work.begin_ns, bank);
+                    run.end_work(&work);
+                }
+                None => established::<M>(sk, old, bank, run),
+            },
+            _ => {}
+        }
+    })
 }
 
 /// `tcp_send_reset(sk, skb[, reason])`.
@@ -106,15 +125,17 @@ pub fn tcp_reset_recv(_ctx: BtfTracePointContext) -> i32 {
 /// Counts a reset: 0 sent, 1 received.
 #[inline(always)]
 fn reset(program: Program, direction: usize) -> i32 {
-    if let Some(slot) = meter::begin(program)
-        && let Some(weight) = sampling::take(slot, Probe::Tcp)
+    let Some(mut run) = meter::begin(program) else { return 0 };
+    let weight = sampling::sample(&run, Probe::Tcp);
+    if !weight.is_nothing()
         && let Some(bank) = TCP_BANK.get_ptr_mut(0)
     {
-        meter::time(slot, |_| {
-            // SAFETY: a map value with two such words.
-            unsafe { add((&raw mut (*bank).resets).cast::<u64>().add(direction), weight.of(1)) };
-        });
+        let work = run.begin_work();
+        // SAFETY: a map value with two such words.
+        unsafe { add((&raw mut (*bank).resets).cast::<u64>().add(direction), weight.of(1)) };
+        run.end_work(&work);
     }
+    run.end();
     0
 }
 
@@ -142,22 +163,37 @@ fn followed_established(socket: *mut Socket, now_ns: u64, bank: *mut TcpBank) {
 
 /// Both ends agreed on a connection that is not followed yet.
 #[inline(always)]
-fn established<M: Memory>(sk: *const c_void, old: u32, bank: *mut TcpBank, slot: *mut Slot) {
-    let Some(weight) = sampling::take(slot, Probe::Tcp) else { return shed() };
-    meter::time(slot, |now_ns| {
-        let role = if old == state::SYN_SENT { Role::Client } else { Role::Server };
-        opened(cgroup(sk), role, bank, weight);
-        if !weight.is_one() {
-            shed();
-            // SAFETY: every `lost` has a word for each `Loss`.
-            add(unsafe { (&raw mut (*bank).lost).cast::<u64>().add(Loss::Budget as usize) }, weight.of(1));
-            return;
+fn established<M: Memory>(sk: *const c_void, old: u32, bank: *mut TcpBank, run: &mut Run) {
+    let weight = sampling::sample(run, Probe::Tcp);
+    // SAFETY: a map value.
+    count(unsafe { &raw mut (*bank).opened }, weight);
+    if weight.is_nothing() {
+        return shed();
+    }
+    let work = run.begin_work_at();
+    let role = if old == state::SYN_SENT { Role::Client } else { Role::Server };
+    opened(cgroup(sk), role, bank, weight);
+    if !weight.is_one() {
+        shed();
+        // SAFETY: every `lost` has a word for each `Loss`.
+        add(unsafe { (&raw mut (*bank).lost).cast::<u64>().add(Loss::Budget as usize) }, weight.of(1));
+    } else if !begin::<M>(sk, role, work.begin_ns, 1) {
+        // SAFETY: a map value.
+        maps::lose(unsafe { &raw mut (*bank).lost }, Loss::SocketStorage);
+    }
+    run.end_work(&work);
+}
+
+/// Counts a beginning or an end that may have been skipped.
+#[inline(always)]
+fn count(counted: *mut ConnectionCount, weight: Weight) {
+    // SAFETY: a map value.
+    unsafe {
+        add(&raw mut (*counted).passed, sampling::whenever_attached(Probe::Tcp).of(1));
+        if !weight.is_nothing() {
+            add(&raw mut (*counted).estimated, weight.of(1));
         }
-        if !begin::<M>(sk, role, now_ns, 1) {
-            // SAFETY: a map value.
-            maps::lose(unsafe { &raw mut (*bank).lost }, Loss::SocketStorage);
-        }
-    });
+    }
 }
 
 /// Counts a connection as opened.
@@ -172,7 +208,12 @@ fn opened(cgroup: u64, role: Role, bank: *mut TcpBank, weight: Weight) {
         }
         add(&raw mut (*bank).events.opened, weight.of(1));
         if !weight.is_one() {
-            weight.spread(&raw mut (*bank).variance.opened, 1, 0);
+            match role {
+                Role::Client => add(&raw mut (*row).opened_sampled[0], weight.of(1)),
+                Role::Server => add(&raw mut (*row).opened_sampled[1], weight.of(1)),
+            }
+            add_variance(&raw mut (*row).opened_variance, weight, 1, 0);
+            add_variance(&raw mut (*bank).variance.opened, weight, 1, 0);
         }
     }
 }
@@ -201,7 +242,7 @@ pub fn was_shed() -> bool {
 /// Starts to follow a socket whose counters are all zero; `false` when it cannot be followed.
 #[inline(always)]
 fn begin<M: Memory>(sk: *const c_void, role: Role, since_ns: u64, established: u64) -> bool {
-    let counted = FlowRow { sent_bytes: 0, received_bytes: 0, connections: 0, retransmits: 0 };
+    let counted = SocketCounters { sent_bytes: 0, received_bytes: 0, connections: 0, retransmits: 0 };
     let mut value = Socket { flow: flow(sk, PROTOCOL_TCP, role), since_ns, established, counted };
     socket::follow::<M>(sk, &mut value) != Followed::NoRoom
 }
@@ -209,7 +250,7 @@ fn begin<M: Memory>(sk: *const c_void, role: Role, since_ns: u64, established: u
 /// The last state of a connection that is not followed. `M` makes it another function for each program, which the compiler then
 /// writes in place: old kernels want programs without calls.
 #[inline(always)]
-fn closed<M: Memory>(sk: *const c_void, old: u32, bank: *mut TcpBank, slot: *mut Slot) {
+fn closed<M: Memory>(sk: *const c_void, old: u32, bank: *mut TcpBank, run: &mut Run) {
     // Never a connection: a listener, or a socket that was never used.
     if matches!(old, state::CLOSE | state::LISTEN) {
         return;
@@ -220,26 +261,33 @@ fn closed<M: Memory>(sk: *const c_void, old: u32, bank: *mut TcpBank, slot: *mut
         // SAFETY: a map value.
         maps::lose(unsafe { &raw mut (*bank).lost }, Loss::LateAttach);
     }
-    let Some(weight) = sampling::take(slot, Probe::Tcp) else { return };
-    meter::time(slot, |_| {
-        // SAFETY: `sk` is a `sock` by the tracepoint's BTF.
-        let errno: u32 = unsafe { load(sk, &facts::SK_ERR) };
-        let cgroup = cgroup(sk);
-        if old == state::SYN_SENT || errno != 0 {
-            fail(socket::row_of(cgroup, bank), errno, bank, weight);
+    let weight = sampling::sample(run, Probe::Tcp);
+    if was_shed && !handshake {
+        // SAFETY: a map value.
+        count(unsafe { &raw mut (*bank).ended }, weight);
+    }
+    if weight.is_nothing() {
+        return;
+    }
+    let work = run.begin_work();
+    // SAFETY: `sk` is a `sock` by the tracepoint's BTF.
+    let errno: u32 = unsafe { load(sk, &facts::SK_ERR) };
+    let cgroup = cgroup(sk);
+    if old == state::SYN_SENT || errno != 0 {
+        fail(socket::row_of(cgroup, bank), errno, bank, weight);
+    }
+    if was_shed
+        && !handshake
+        && let Some(moved) = socket::moved(sk, Lock::Held)
+    {
+        let flow = tcp_iter::flow_at_end(sk, moved.local_port);
+        socket::account_whole(&flow, &moved, bank, weight);
+        if moved.rtt_ns != 0 {
+            // SAFETY: a map value.
+            maps::observe(unsafe { &raw mut (*bank).rtt }, moved.rtt_ns, weight);
         }
-        if was_shed
-            && !handshake
-            && let Some(moved) = socket::moved(sk, Lock::Held)
-        {
-            let flow = tcp_iter::flow_at_end(sk, moved.local_port);
-            socket::account_whole(&flow, &moved, bank, weight);
-            if moved.rtt_ns != 0 {
-                // SAFETY: a map value.
-                maps::observe(unsafe { &raw mut (*bank).rtt }, moved.rtt_ns, weight);
-            }
-        }
-    });
+    }
+    run.end_work(&work);
 }
 
 /// The last state of a connection that is followed.
@@ -301,8 +349,9 @@ fn fail(row: *mut siskin_ebpf::TcpRow, errno: u32, bank: *mut TcpBank, weight: W
             Failure::Other => add(&raw mut (*row).failed[3], weight.of(1)),
         }
         add(&raw mut (*bank).events.failed, weight.of(1));
-        if !weight.is_one() {
-            weight.spread(&raw mut (*bank).variance.failed, 1, 0);
+        if weight.is_sampled() {
+            add_variance(&raw mut (*row).failed_variance, weight, 1, 0);
+            add_variance(&raw mut (*bank).variance.failed, weight, 1, 0);
         }
     }
 }

@@ -10,13 +10,13 @@ use aya_ebpf::{
     bindings::BPF_ANY,
     helpers::generated::{bpf_skc_to_tcp_sock, bpf_sock_from_file},
 };
-use siskin_ebpf::{FlowKey, FlowRow, Listener, Loss, PROTOCOL_TCP, Probe, Role, Socket};
+use siskin_ebpf::{FlowKey, Listener, Loss, PROTOCOL_TCP, Probe, Role, Socket, SocketCounters, Weight};
 
 use crate::{
     atomic::add,
     facts::{self, load},
     maps::{self, TCP_BANK, TCP_LISTENERS},
-    sampling::{Weight, paused},
+    sampling::paused,
     socket::flow,
     tcp::{state, was_shed},
     tcp_socket::{self as socket, ByAddress, Followed, InSocket, Lock, Memory, Reading},
@@ -189,9 +189,9 @@ fn adopt<M: Memory>(sk: *const c_void, lock: Lock) -> bool {
     // Opened before the agent: not a new connection of the flow. After the budget left connections out, one that is not followed
     // is one of those: whole, because none of it was counted.
     let counted = if was_shed() {
-        FlowRow { sent_bytes: 0, received_bytes: 0, connections: 0, retransmits: 0 }
+        SocketCounters { sent_bytes: 0, received_bytes: 0, connections: 0, retransmits: 0 }
     } else {
-        FlowRow {
+        SocketCounters {
             sent_bytes: moved.sent_bytes,
             // Doubtful or not, what came before is not counted; and after a FIN nothing comes.
             received_bytes: moved.received_bytes + moved.doubtful_bytes,

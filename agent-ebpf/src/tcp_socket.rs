@@ -10,13 +10,13 @@ use aya_ebpf::{
     bindings::{BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE},
     helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get, bpf_skc_to_tcp_sock},
 };
-use siskin_ebpf::{FlowKey, FlowRow, Loss, Socket, Table, TcpBank, TcpRow};
+use siskin_ebpf::{FlowKey, FlowRow, Loss, Socket, SocketCounters, Table, TcpBank, TcpRow, Weight};
 
 use crate::{
     atomic::{add, get, replace, set, swap},
     facts::{self, Untyped, after, load},
     maps::{self, CONTROL, TCP_BY_ADDRESS, TCP_SOCKETS},
-    sampling::Weight,
+    sampling::add_variance,
 };
 
 /// What a socket moved so far, from the kernel's own counters.
@@ -282,7 +282,15 @@ unsafe fn holders(sk: *const c_void) -> u64 {
 /// The row of TCP counters of a cgroup, or the bank's `other` row.
 #[inline(always)]
 pub fn row_of(cgroup: u64, bank: *mut TcpBank) -> *mut TcpRow {
-    let zero = TcpRow { opened: [0; 2], alive: [0; 2], failed: [0; 4], retransmits: 0 };
+    let zero = TcpRow {
+        opened: [0; 2],
+        alive: [0; 2],
+        failed: [0; 4],
+        retransmits: 0,
+        opened_sampled: [0; 2],
+        opened_variance: 0,
+        failed_variance: 0,
+    };
     maps::row(Table::Tcp, &maps::TCP_ROWS_A, &maps::TCP_ROWS_B, &cgroup, &zero).unwrap_or_else(|| {
         // SAFETY: a map value.
         unsafe {
@@ -313,7 +321,7 @@ pub fn account<M: Memory>(
     // SAFETY: socket storage is a map value.
     unsafe {
         let counted = &raw mut (*socket).counted;
-        let delta = FlowRow {
+        let delta = SocketCounters {
             sent_bytes: claim::<M>(&raw mut (*counted).sent_bytes, moved.sent_bytes, reading),
             received_bytes: claim::<M>(&raw mut (*counted).received_bytes, moved.received_bytes, reading),
             connections: claim::<M>(&raw mut (*counted).connections, 1, reading),
@@ -335,7 +343,7 @@ pub fn account<M: Memory>(
 #[inline(always)]
 pub fn account_whole(flow: &FlowKey, moved: &Moved, bank: *mut TcpBank, weight: Weight) {
     let Moved { sent_bytes, received_bytes, retransmits, .. } = *moved;
-    let whole = FlowRow { sent_bytes, received_bytes, connections: 1, retransmits };
+    let whole = SocketCounters { sent_bytes, received_bytes, connections: 1, retransmits };
     ended(&whole, bank, weight);
     add_flow(flow, &whole, bank, weight);
 }
@@ -345,37 +353,60 @@ const BYTES_UNIT_LOG2: u32 = 4;
 
 /// Adds to a flow and to its cgroup's retransmits.
 #[inline(always)]
-fn add_flow(flow: &FlowKey, delta: &FlowRow, bank: *mut TcpBank, weight: Weight) {
+fn add_flow(flow: &FlowKey, delta: &SocketCounters, bank: *mut TcpBank, weight: Weight) {
     // SAFETY: banks and rows are map values.
     unsafe {
-        let zero = FlowRow { sent_bytes: 0, received_bytes: 0, connections: 0, retransmits: 0 };
+        const NOTHING: SocketCounters =
+            SocketCounters { sent_bytes: 0, received_bytes: 0, connections: 0, retransmits: 0 };
+        let zero = FlowRow { moved: NOTHING, sampled: NOTHING, variance: NOTHING };
         let row = maps::row(Table::Flow, &maps::FLOW_ROWS_A, &maps::FLOW_ROWS_B, flow, &zero).unwrap_or_else(
             || {
                 maps::lose(&raw mut (*bank).lost, Loss::MapFull);
                 maps::element(&raw mut (*bank).flow_other, flow.role.into())
             },
         );
-        add(&raw mut (*row).sent_bytes, weight.of(delta.sent_bytes));
-        add(&raw mut (*row).received_bytes, weight.of(delta.received_bytes));
-        add(&raw mut (*row).connections, weight.of(delta.connections));
+        add_counters(&raw mut (*row).moved, delta, weight);
         if delta.retransmits != 0 {
-            add(&raw mut (*row).retransmits, weight.of(delta.retransmits));
             let row = row_of(flow.cgroup, bank);
             add(&raw mut (*row).retransmits, weight.of(delta.retransmits));
         }
         if !weight.is_one() {
-            let variance = &raw mut (*bank).variance;
-            weight.spread(&raw mut (*variance).connections, delta.connections, 0);
-            weight.spread(&raw mut (*variance).sent_bytes, delta.sent_bytes, BYTES_UNIT_LOG2);
-            weight.spread(&raw mut (*variance).received_bytes, delta.received_bytes, BYTES_UNIT_LOG2);
-            weight.spread(&raw mut (*variance).retransmits, delta.retransmits, 0);
+            add_counters(&raw mut (*row).sampled, delta, weight);
+        }
+        if weight.is_sampled() {
+            let (of_flow, of_all) = (&raw mut (*row).variance, &raw mut (*bank).variance);
+            let connections = weight.variance(delta.connections, 0);
+            let sent = weight.variance(delta.sent_bytes, BYTES_UNIT_LOG2);
+            let received = weight.variance(delta.received_bytes, BYTES_UNIT_LOG2);
+            add(&raw mut (*of_flow).connections, connections);
+            add(&raw mut (*of_all).connections, connections);
+            add(&raw mut (*of_flow).sent_bytes, sent);
+            add(&raw mut (*of_all).sent_bytes, sent);
+            add(&raw mut (*of_flow).received_bytes, received);
+            add(&raw mut (*of_all).received_bytes, received);
+            add_variance(&raw mut (*of_flow).retransmits, weight, delta.retransmits, 0);
+            add_variance(&raw mut (*of_all).retransmits, weight, delta.retransmits, 0);
         }
     }
 }
 
-/// Adds what a connection's end brought to the totals of what events bring.
+/// Adds what a socket moved, by its weight.
 #[inline(always)]
-fn ended(delta: &FlowRow, bank: *mut TcpBank, weight: Weight) {
+fn add_counters(counters: *mut SocketCounters, delta: &SocketCounters, weight: Weight) {
+    // SAFETY: part of a map value.
+    unsafe {
+        add(&raw mut (*counters).sent_bytes, weight.of(delta.sent_bytes));
+        add(&raw mut (*counters).received_bytes, weight.of(delta.received_bytes));
+        add(&raw mut (*counters).connections, weight.of(delta.connections));
+        if delta.retransmits != 0 {
+            add(&raw mut (*counters).retransmits, weight.of(delta.retransmits));
+        }
+    }
+}
+
+/// Adds what a connection's end adds to the totals of what events add.
+#[inline(always)]
+fn ended(delta: &SocketCounters, bank: *mut TcpBank, weight: Weight) {
     // SAFETY: a bank is a map value.
     unsafe {
         let events = &raw mut (*bank).events;

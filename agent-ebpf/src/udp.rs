@@ -1,17 +1,17 @@
 //! The UDP probe: datagrams and bytes by flow, sampled. It sits on the two tracepoints that every socket passes after it
-//! sent or received, so other sockets are turned away first and cost a load and a comparison.
+//! sent or received, so other sockets are filtered first and cost a load and a comparison.
 
 use core::ffi::c_void;
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
-use siskin_ebpf::{Loss, PROTOCOL_UDP, Probe, Program, Role, Table, UdpBank, UdpRow};
+use siskin_ebpf::{Loss, PROTOCOL_UDP, Probe, Program, Role, Table, UdpBank, UdpRow, Weight};
 
 use crate::{
     atomic::add,
     facts::{self, Pointer, load, load_bits},
     maps::{self, UDP_BANK},
     meter,
-    sampling::{self, Weight},
+    sampling::{self, add_variance},
     socket::{self, AF_INET, AF_INET6},
 };
 
@@ -23,8 +23,8 @@ const MSG_ERRQUEUE: u32 = 0x2000;
 const SOCK_DGRAM: u16 = 2;
 /// The program chose the local port with `bind` (`SOCK_BINDPORT_LOCK`, include/net/sock.h, 6.18).
 const SOCK_BINDPORT_LOCK: u32 = 8;
-/// Variances of bytes are kept in units of 16 bytes: at most 2^12 of them in a datagram.
-const UNIT_LOG2: u32 = 4;
+/// Variances of bytes are kept in units of 4 bytes: datagrams may be small.
+const UNIT_LOG2: u32 = 2;
 
 /// `sock_send_length(sk, ret, flags)`, in the process that sent; 6.3 and later.
 #[btf_tracepoint(function = "sock_send_length")]
@@ -59,27 +59,37 @@ pub const NOTHING: i32 = -1;
 /// A socket moved `result` bytes, or failed to: `direction` 0 is sent, 1 received.
 #[inline(always)]
 fn moved(sk: impl Pointer, result: i32, direction: usize, program: Program) -> i32 {
-    let Some(slot) = meter::begin(program) else { return 0 };
+    let Some(mut run) = meter::begin(program) else { return 0 };
+    if is_udp(sk)
+        && result >= 0
+        && let Some(bank) = UDP_BANK.get_ptr_mut(0)
+    {
+        let weight = sampling::sample(&run, Probe::Udp);
+        if !weight.is_nothing() {
+            let work = run.begin_work();
+            count(sk, result as u64, direction, weight, bank);
+            run.end_work(&work);
+        }
+    }
+    run.end();
+    0
+}
+
+/// Whether the socket is one of UDP.
+#[inline(always)]
+fn is_udp(sk: impl Pointer) -> bool {
     // SAFETY: `sk` is a `sock`.
     let protocol: u16 = unsafe { load(sk, &facts::SK_PROTOCOL) };
-    if protocol != u16::from(PROTOCOL_UDP) || result < 0 {
-        return 0;
+    if protocol != u16::from(PROTOCOL_UDP) {
+        return false;
     }
     // SAFETY: as above.
     let (family, kind): (u16, u16) = unsafe { (load(sk, &facts::SK_FAMILY), load(sk, &facts::SK_TYPE)) };
     // Raw sockets may have the protocol, and other families a number that is the same.
-    if (family != AF_INET && family != AF_INET6) || kind != SOCK_DGRAM {
-        return 0;
-    }
-    if let Some(weight) = sampling::take(slot, Probe::Udp)
-        && let Some(bank) = UDP_BANK.get_ptr_mut(0)
-    {
-        meter::time(slot, |_| count(sk, result as u64, direction, weight, bank));
-    }
-    0
+    (family == AF_INET || family == AF_INET6) && kind == SOCK_DGRAM
 }
 
-/// Adds a taken datagram to its flow.
+/// Adds a sampled datagram to its flow.
 #[inline(always)]
 fn count(sk: impl Pointer, bytes: u64, direction: usize, weight: Weight, bank: *mut UdpBank) {
     // SAFETY: `sk` is a `sock`.
@@ -87,7 +97,8 @@ fn count(sk: impl Pointer, bytes: u64, direction: usize, weight: Weight, bank: *
     // A server waits on a port that it chose; who takes any port asks others.
     let role = if bound { Role::Server } else { Role::Client };
     let key = socket::flow(sk, PROTOCOL_UDP, role);
-    let zero = UdpRow { bytes: [0; 2], datagrams: [0; 2] };
+    let zero =
+        UdpRow { bytes: [0; 2], datagrams: [0; 2], bytes_variance: [0; 2], datagrams_variance: [0; 2] };
     let row = maps::row(Table::Udp, &maps::UDP_ROWS_A, &maps::UDP_ROWS_B, &key, &zero).unwrap_or_else(|| {
         // SAFETY: a map value.
         unsafe {
@@ -99,10 +110,13 @@ fn count(sk: impl Pointer, bytes: u64, direction: usize, weight: Weight, bank: *
     unsafe {
         add((&raw mut (*row).bytes).cast::<u64>().add(direction), weight.of(bytes));
         add((&raw mut (*row).datagrams).cast::<u64>().add(direction), weight.of(1));
-        let (total, variance) = (&raw mut (*bank).total, &raw mut (*bank).variance);
+        let total = &raw mut (*bank).total;
         add((&raw mut (*total).bytes).cast::<u64>().add(direction), weight.of(bytes));
-        add((&raw mut (*total).datagrams).cast::<u64>().add(direction), weight.of(1));
-        weight.spread((&raw mut (*variance).bytes).cast::<u64>().add(direction), bytes, UNIT_LOG2);
-        weight.spread((&raw mut (*variance).datagrams).cast::<u64>().add(direction), 1, 0);
+        if weight.is_sampled() {
+            let variance = weight.variance(bytes, UNIT_LOG2);
+            add((&raw mut (*row).bytes_variance).cast::<u64>().add(direction), variance);
+            add((&raw mut (*total).bytes_variance).cast::<u64>().add(direction), variance);
+            add_variance((&raw mut (*row).datagrams_variance).cast::<u64>().add(direction), weight, 1, 0);
+        }
     }
 }

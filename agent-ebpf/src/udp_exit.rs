@@ -3,7 +3,8 @@
 //!
 //! Kernels before 5.13 attach a program to a function once and never again, so these stay attached when the probe is paused.
 //!
-//! A pair shares its meter slot. Where tasks are preempted inside programs, two families at once may cost the meter a run.
+//! A pair shares its statistics. Where tasks are preempted inside programs, two families at once
+//! may cost the meter a run.
 
 use core::{ffi::c_void, hint::black_box};
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow, bail};
-use siskin_ebpf::{PROBES, Probe, Rate, Slots, map};
+use siskin_ebpf::{AllStats, PROBES, PROGRAMS, Probe, Program, Rate, map};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     net::TcpListener,
@@ -19,10 +19,8 @@ use tokio::{
 
 use crate::{
     budget::{
-        Budget,
-        calibration::{Calibration, DEFAULT_RUN_NS},
-        cores,
-        meter::Meter,
+        Allowed, Budget, cores,
+        meter::{Meter, dispatch},
     },
     cardinality,
     cli::{Paths, Run, Sizes},
@@ -31,7 +29,8 @@ use crate::{
     http::{self, Site},
     kernel::{
         attachment::Attachment,
-        hook::{HookState, State as Became},
+        hook::{HookState, Point, State as Became},
+        interrupts::online_cpus,
         loader::{Kernel, Request, possible_cpus},
         privileges,
         rows::Bank,
@@ -51,8 +50,8 @@ pub fn run(flags: &Run) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         // Readings take turns behind one lock: one thread reads, a second one waits so that scrapes share a reading. Each probe may
-        // wait to be attached.
-        .max_blocking_threads(2 + PROBES)
+        // wait to be attached, and for what it detached.
+        .max_blocking_threads(2 + 2 * PROBES)
         .build()
         .context("cannot start the runtime")?;
     let served = runtime.block_on(serve(flags));
@@ -70,10 +69,10 @@ async fn serve(flags: &Run) -> anyhow::Result<()> {
     let address = listener.local_addr()?;
 
     let (mut state, attachments, _statistics) = start(flags)?;
-    let alarm = state.kernel.take_alarm()?;
+    let overload = state.kernel.take_overload()?;
     // SAFETY: the ring owns its descriptor, which stays open and the same until the registration takes it along.
-    let alarm = unsafe { AsyncFd::register_with_interest(alarm, Interest::READABLE) }
-        .context("cannot wait for the programs' alarm")?;
+    let overload = unsafe { AsyncFd::register_with_interest(overload, Interest::READABLE) }
+        .context("cannot wait for the programs' notifications")?;
     let control = Arc::clone(&state.kernel.control);
     give_back_memory();
     let site = Site {
@@ -85,7 +84,7 @@ async fn serve(flags: &Run) -> anyhow::Result<()> {
 
     let (tell, settings) = watch::channel(site.collector.settings());
     let mut tasks = JoinSet::new();
-    tasks.spawn(tick(Arc::clone(&site), alarm, tell));
+    tasks.spawn(tick(Arc::clone(&site), overload, tell));
     for attachment in attachments {
         tasks.spawn(keep_attached(Arc::clone(&site), Arc::clone(&control), attachment, settings.clone()));
     }
@@ -137,14 +136,16 @@ fn start(flags: &Run) -> anyhow::Result<(State, Vec<Attachment>, Option<OwnedFd>
     let peers = flags.peers.peers().map_err(anyhow::Error::msg)?;
     let limits = flags.sizes.limits();
     let enabled = flags.collectors.enabled();
-    let calibration = Calibration::begin().context("cannot calibrate the meter")?;
-    let mut kernel = load(&enabled, &flags.sizes, &flags.paths)?;
-    let run_ns = match kernel.runs(Probe::Udp) {
-        true => calibration.end().context("cannot calibrate the meter")?,
-        false => None,
+    if let Some(off) = flags.exact.iter().find(|probe| !enabled.contains(probe)) {
+        bail!("--budget.exact names the probe {0}, which --no-collector.{0} turns off", off.name());
+    }
+    let cores = match (flags.sampling_period, &flags.cpu_file) {
+        (Some(_), _) => None,
+        (None, Some(file)) => Some(cores::read(file).map_err(anyhow::Error::msg)?),
+        (None, None) => Some(flags.cpu),
     };
-    // After the meter was calibrated: keeping statistics costs more than a run that is passed over, and is not what Siskin costs. Kept
-    // alive: the kernel keeps them as long as the descriptor is open.
+    let mut kernel = load(&enabled, &flags.sizes, &flags.paths)?;
+    // Kept alive: the kernel keeps statistics as long as the descriptor is open.
     let statistics = if flags.program_stats {
         Some(
             sys::enable_stats()
@@ -163,7 +164,7 @@ fn start(flags: &Run) -> anyhow::Result<(State, Vec<Attachment>, Option<OwnedFd>
     let mut readers = Vec::new();
     for probe in &enabled {
         if kernel.runs(*probe) {
-            readers.push(probes::reader(*probe, &mut kernel, &limits)?);
+            readers.push(probes::reader(*probe, &mut kernel, &limits, &flags.paths.procfs)?);
         }
     }
     let names: Vec<_> = readers.iter().map(|reader| reader.probe().name()).collect();
@@ -188,29 +189,40 @@ fn start(flags: &Run) -> anyhow::Result<(State, Vec<Attachment>, Option<OwnedFd>
     workloads.begin();
     let flows = FlowTable::new(limits.bounded(limits.flows), peers);
     let cpus = possible_cpus()?;
-    let meter = Meter::new(
-        Bank::new(kernel.map(map::SLOTS)?, size_of::<Slots>(), cpus),
-        run_ns.unwrap_or(DEFAULT_RUN_NS),
-    );
+    let bank = Bank::new(kernel.map(map::PROGRAM_STATS)?, size_of::<AllStats>(), cpus);
+    let meter = Meter::new(bank, dispatch_ns(&kernel));
     let running: Vec<_> = readers.iter().map(|reader| reader.probe()).collect();
-    let cores = match (flags.sampling_period, &flags.cpu_file) {
-        (Some(_), _) => None,
-        (None, Some(file)) => Some(cores::read(file).map_err(anyhow::Error::msg)?),
-        (None, None) => Some(flags.cpu),
-    };
-    let mut budget = Budget::new(meter, cores, flags.cpu_strict, &running, cpus);
+    if !flags.exact.is_empty() {
+        let names: Vec<_> = flags.exact.iter().map(|probe| probe.name()).collect();
+        tracing::info!("never sampled, and not counted to the CPU budget: {}", names.join(", "));
+    }
+    let allowed = Allowed { cores, exact: flags.exact.clone() };
+    let attachments = kernel.take_attachments();
+    let mut budget = Budget::new(meter, allowed, &running, online_cpus());
+    let always: Vec<_> = attachments.iter().filter(|of| of.stays()).map(|of| of.probe).collect();
+    budget.set_always_attached(&always);
     budget.begin(&kernel.control);
     if let Some(period) = flags.sampling_period {
-        let rate = Rate { period_log2: period.ilog2().into(), ..Rate::default() };
+        let rate = Rate { period, ..Rate::default() };
         for probe in [Probe::Disk, Probe::Udp] {
             kernel.control.set_rate(probe, &rate);
         }
     }
     let plans = probes::plans(&limits).into_iter().map(|(_, plan)| plan).collect();
     let wanted = Wanted { plans, memory_limit_bytes: flags.sizes.memory, enabled, bound };
-    let attachments = kernel.take_attachments();
-    budget.stay_attached(attachments.iter().filter(|of| of.stays()).map(|of| of.probe).collect());
     Ok((State::new(kernel, readers, workloads, flows, budget, wanted), attachments, statistics))
+}
+
+/// What the dispatch of each program's hook costs, in nanoseconds.
+fn dispatch_ns(kernel: &Kernel) -> [f64; PROGRAMS] {
+    Program::ALL.map(|program| {
+        let ns = kernel.event_points(program.probe()).map(|point| match point {
+            Point::Exit(_) => dispatch::EXIT_NS,
+            Point::Entry(_) => dispatch::ENTRY_NS,
+            Point::Tracepoint(_) | Point::Iterator(_) | Point::MapIterator(..) => dispatch::TRACEPOINT_NS,
+        });
+        ns.fold(dispatch::TRACEPOINT_NS, f64::max)
+    })
 }
 
 /// Logs what is lacking, and what stands in for it.

@@ -2,15 +2,16 @@
 //!
 //! Every series is in one [`Part`]: so many rows, each with so many series. Tables bound the rows, [`metrics`] bounds the labels.
 
-use std::fmt::Write as _;
+use std::{collections::BTreeSet, fmt::Write as _};
 
 use siskin_ebpf::{DiskOp, LOSSES, Probe, Program, Role};
 
 use crate::{
+    estimate::errors,
     exposition,
     flows::peer::Peers,
     kernel::hook::Group,
-    metrics::{self, Kind, Metric, Truth},
+    metrics::{self, Accuracy, Kind, Metric},
     probes::{self, Limits},
 };
 
@@ -95,10 +96,20 @@ pub fn parts(limits: &Limits, enabled: &[Probe]) -> Vec<Part> {
                 (&metrics::DISK_IO, 1),
                 (&metrics::DISK_DEVICE, 1),
                 (&metrics::DISK_BYTES, 1),
+                (&metrics::DISK_REQUESTS, 1),
                 (&metrics::DISK_ERRORS, 1),
             ],
         );
     }
+    // Several probes may estimate a metric, which then has one variance.
+    let estimated: BTreeSet<_> =
+        enabled.iter().flat_map(|probe| errors::estimated(*probe)).map(|metric| metric.number).collect();
+    part(
+        "workloads: variances of estimates",
+        "`--workloads.max-series` + 1",
+        workloads,
+        vec![(&metrics::WORKLOAD_VARIANCE, estimated.len() as u64)],
+    );
     if flow_groups > 0 {
         // A flow is one protocol's: a row has either of the two last pairs.
         let last = if runs(Probe::Udp) {
@@ -123,7 +134,7 @@ fn fixed(limits: &Limits, runs: &impl Fn(Probe) -> bool) -> Vec<(&'static Metric
     let hooks = probes::groups().iter().flat_map(Group::hooks).count() as u64;
     let programs = Program::ALL.len() as u64;
     let maps = probes::plans(limits).len() as u64;
-    let estimates = metrics::ALL.iter().filter(|metric| metric.truth != Truth::Agent);
+    let estimates = metrics::ALL.iter().filter(|metric| metric.accuracy != Accuracy::Agent);
     let mut fixed = vec![
         (&metrics::BUILD_INFO, 1),
         (&metrics::KERNEL_INFO, 1),
@@ -132,8 +143,12 @@ fn fixed(limits: &Limits, runs: &impl Fn(Probe) -> bool) -> Vec<(&'static Metric
         (&metrics::CPU_SECONDS, 2),
         (&metrics::PROGRAM_RUN_SECONDS, programs),
         (&metrics::PROGRAM_RUNS, programs),
-        (&metrics::PROGRAM_RUN_OVERHEAD, 1),
+        (&metrics::PROGRAM_COST, 2 * programs),
+        (&metrics::PROBE_ATTACH, probes),
         (&metrics::BUDGET_CPU, 1),
+        (&metrics::BUDGET_BUCKET, 1),
+        (&metrics::BUDGET_DEBT, 1),
+        (&metrics::BUDGET_LARGEST_ITEM, 2),
         (&metrics::BUDGET_DUTY, probes),
         (&metrics::BUDGET_MEMORY, 1),
         (&metrics::MAPS_MEMORY, 1),
@@ -335,10 +350,11 @@ mod tests {
     fn a_probe_that_is_off_takes_its_series_with_it() {
         let all = bound(&LIMITS, &Peers::addresses(), &Probe::ALL);
         for (probe, series) in [
-            (Probe::Process, 9 * 6 + 6 + 34),
-            (Probe::Tcp, 9 * 9 + 4 * 4 + 2 + 2 * 23 + 2 * 34),
-            (Probe::Disk, 9 * 5 * 2 + 3 * 5 * 48),
-            (Probe::Udp, 4 * 4),
+            // A variance for each metric by workload; bytes of flows are estimated by two probes.
+            (Probe::Process, 9 * (6 + 3) + 6 + 34),
+            (Probe::Tcp, 9 * (9 + 4) + 4 * 4 + 2 + 2 * 23 + 2 * 34),
+            (Probe::Disk, 9 * (5 * 2 + 2) + 3 * 5 * 49),
+            (Probe::Udp, 9 + 4 * 4),
         ] {
             let enabled: Vec<_> = Probe::ALL.into_iter().filter(|other| *other != probe).collect();
             let without = bound(&LIMITS, &Peers::addresses(), &enabled);

@@ -8,7 +8,7 @@ use std::{
 
 use bytesize::ByteSize;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use siskin_ebpf::{MAX_PERIOD_LOG2, Probe};
+use siskin_ebpf::{MAX_PERIOD, Probe};
 
 use crate::{
     budget::cores,
@@ -71,8 +71,10 @@ pub struct Run {
     #[arg(long = "collect.min-interval", value_name = "DURATION", default_value = "1s", value_parser = duration)]
     pub min_interval: Duration,
 
-    /// CPU that Siskin may take, its programs and its process together: millicores (10m), cores (0.01), a percentage of
-    /// one core (1%), or unlimited
+    /// CPU that Siskin may take, its programs and its process together: millicores (10m), cores
+    /// (0.01), a percentage of one core (1%), or unlimited. Over any T seconds it takes at most
+    /// this times T + 1 s, plus one reading (a scrape's CPU time); what cannot be paid for is
+    /// sampled. The start, and probes named in --budget.exact, are not counted
     #[arg(long = "budget.cpu", value_name = "CPU", default_value = "10m", value_parser = cores::parse)]
     pub cpu: f64,
 
@@ -80,10 +82,10 @@ pub struct Run {
     #[arg(long = "budget.cpu-file", value_name = "FILE")]
     pub cpu_file: Option<PathBuf>,
 
-    /// Keep the CPU budget also when the events that are counted one by one are what exceeds it: draw execs, forks, exits and
-    /// connections then too, and detach their programs for a share of the time
-    #[arg(long = "budget.strict")]
-    pub cpu_strict: bool,
+    /// Probes that are never sampled, whatever they cost, separated by commas: they stand outside
+    /// of --budget.cpu
+    #[arg(long = "budget.exact", value_name = "PROBE", value_delimiter = ',', value_parser = probe)]
+    pub exact: Vec<Probe>,
 
     /// Which probes run
     #[command(flatten)]
@@ -105,9 +107,9 @@ pub struct Run {
     #[arg(long = "debug.program-stats")]
     pub program_stats: bool,
 
-    /// Take one hot event in this many, a power of two, whatever it costs
-    #[arg(long = "debug.sampling-period", value_name = "EVENTS", value_parser = period, conflicts_with_all = ["cpu", "cpu_file"])]
-    pub sampling_period: Option<u32>,
+    /// Sample one disk request and one datagram in this many, whatever it costs
+    #[arg(long = "debug.sampling-period", value_name = "EVENTS", value_parser = period, conflicts_with_all = ["cpu", "cpu_file", "exact"])]
+    pub sampling_period: Option<u64>,
 
     /// Least severe messages to log
     #[arg(long = "log.level", value_name = "LEVEL", default_value = "info")]
@@ -377,13 +379,15 @@ fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|error| format!("{error}; give it as 500ms, 1s or 1m"))
 }
 
-fn period(text: &str) -> Result<u32, String> {
-    let period: u32 = text.parse().map_err(|_| "give a power of two, such as 64".to_owned())?;
-    if period.is_power_of_two() && period.ilog2() as u64 <= MAX_PERIOD_LOG2 {
-        Ok(period)
-    } else {
-        Err(format!("give a power of two from 1 to {}", 1 << MAX_PERIOD_LOG2))
-    }
+fn period(text: &str) -> Result<u64, String> {
+    let period = text.parse().ok().filter(|period| (1..=MAX_PERIOD).contains(period));
+    period.ok_or_else(|| format!("give a whole number from 1 to {MAX_PERIOD}"))
+}
+
+fn probe(text: &str) -> Result<Probe, String> {
+    let names = Probe::ALL.map(Probe::name).join(", ");
+    let probe = Probe::ALL.into_iter().find(|probe| probe.name() == text);
+    probe.ok_or_else(|| format!("there is no such probe; give some of {names}"))
 }
 
 fn bytes(text: &str) -> Result<u64, String> {
@@ -428,6 +432,8 @@ mod tests {
         assert_eq!(run(&["--budget.memory=2MiB"]).sizes.memory, 2 << 20);
         assert_eq!(run(&["--budget.memory=3kB"]).sizes.memory, 3000);
         assert_eq!(run(&["--budget.memory=77"]).sizes.memory, 77);
+        assert_eq!(run(&["--budget.exact=tcp,disk"]).exact, [Probe::Tcp, Probe::Disk]);
+        assert_eq!(run(&["--debug.sampling-period=3"]).sampling_period, Some(3));
         for wrong in [
             "--web.listen-address=localhost",
             "--web.telemetry-path=metrics",
@@ -443,6 +449,11 @@ mod tests {
             "--flows.peer-range=a=192.0.2.1/24",
             "--series.min-idle=long",
             "--log.level=loud",
+            "--budget.exact=dns",
+            "--budget.exact=",
+            "--budget.strict",
+            "--debug.sampling-period=0",
+            "--debug.sampling-period=1048577",
         ] {
             assert!(Cli::try_parse_from(["siskin", "run", wrong]).is_err(), "{wrong}");
         }

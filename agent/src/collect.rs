@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -11,12 +11,13 @@ use prometheus::{TextEncoder, core::Collector as _, process_collector::ProcessCo
 use siskin_ebpf::Probe;
 
 use crate::{
-    budget::{Budget, End, controller::Setting},
+    budget::{AttachCost, Budget, End, allocation::Setting, duty::Window, meter::thread_seconds},
     cardinality::Bound,
+    estimate::Errors,
     flows::{FlowTable, Protocol},
     kernel::{hook::State as Became, loader::Kernel, memory::Plan},
     metrics::{self, Exposition, NANOS},
-    probes::Reader,
+    probes::{Context, Reader, Tick},
     readiness::Readiness,
     workload::Workloads,
 };
@@ -35,6 +36,16 @@ pub struct Snapshot {
     pub text: Bytes,
     /// How every probe fares.
     pub readiness: Readiness,
+}
+
+/// A tick that an overload ended.
+#[derive(Debug)]
+pub struct Overload {
+    /// How each running probe is to be attached now.
+    pub settings: Vec<Setting>,
+    /// Whether the load was planned for anew; else the bucket pays for it, and the time until the
+    /// next plan goes on.
+    pub is_planned: bool,
 }
 
 /// Everything that is read, behind one lock: readings never overlap, and those who wait for one share it.
@@ -66,8 +77,9 @@ pub struct State {
     pub workloads: Workloads,
     /// With whom.
     pub flows: FlowTable,
-    /// What Siskin costs and sheds.
+    /// What Siskin costs, and how its probes sample.
     pub budget: Budget,
+    errors: Errors,
     /// What the operator asked for.
     pub wanted: Wanted,
     readings: HashMap<&'static str, Reading>,
@@ -95,6 +107,7 @@ impl State {
             workloads,
             flows,
             budget,
+            errors: Errors::default(),
             wanted,
             readings: HashMap::new(),
             heartbeat: 0.0,
@@ -121,20 +134,15 @@ impl Collector {
         {
             return Arc::clone(snapshot);
         }
+        let began = thread_seconds();
         state.read(|_| true);
-        let State { budget, readers, .. } = &mut *state;
-        match budget.read() {
-            Ok(()) => readers.iter_mut().for_each(|reader| {
-                reader.draws(budget.slots(), &budget.watch(reader.probe()));
-            }),
-            Err(error) => tracing::warn!("cannot read what the programs cost: {error}"),
-        }
         // Not beside the new one: with many series each takes megabytes.
         state.last = None;
         let snapshot = Arc::new(state.describe());
         state.workloads.described();
         state.is_shown = true;
         state.last = Some((Instant::now(), Arc::clone(&snapshot)));
+        state.budget.item_took("reading", thread_seconds() - began);
         snapshot
     }
 
@@ -153,12 +161,14 @@ impl Collector {
     }
 
     /// Reads the probes whose tables fill up, so that no row is refused. Costs next to nothing when none does.
-    pub fn relieve(&self) {
+    pub fn drain(&self) {
         let mut state = self.lock();
         let all = state.workloads.is_crowded();
         let control = &state.kernel.control;
         if all || state.readers.iter().any(|reader| reader.fills_up(control)) {
+            let began = thread_seconds();
             state.read(|fills_up| fills_up || all);
+            state.budget.item_took("reading", thread_seconds() - began);
         }
     }
 
@@ -167,28 +177,53 @@ impl Collector {
         Self::end_tick(&mut self.lock(), End::Time)
     }
 
-    /// Ends a tick of the budget because an alarm was rung in it. `None` when that was in an earlier one, which is over.
-    pub fn alarm(&self, tick: u64) -> Option<Vec<Setting>> {
-        let mut state = self.lock();
-        state.budget.is_now(tick).then(|| Self::end_tick(&mut state, End::Alarm))
+    /// Ends a tick of the budget because of an overload in it. `None` when that was in an earlier
+    /// one, which is over.
+    pub fn overload(&self, tick: u64) -> Option<Overload> {
+        Self::end_overloaded(&mut self.lock(), tick)
+    }
+
+    /// The same, unless a reading is under way: then `None`.
+    pub fn try_overload(&self, tick: u64) -> Option<Option<Overload>> {
+        let mut state = match self.state.try_lock() {
+            Ok(state) => state,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
+        };
+        Some(Self::end_overloaded(&mut state, tick))
+    }
+
+    fn end_overloaded(state: &mut State, tick: u64) -> Option<Overload> {
+        state.budget.is_now(tick).then(|| {
+            let settings = Self::end_tick(state, End::Overload);
+            Overload { settings, is_planned: state.budget.is_planned() }
+        })
     }
 
     fn end_tick(state: &mut State, end: End) -> Vec<Setting> {
-        let State { budget, kernel, readers, .. } = state;
+        let cpu_began = thread_seconds();
+        let State { budget, kernel, readers, began, .. } = state;
         if let Err(error) = budget.read() {
             tracing::warn!("cannot read what the programs cost: {error}");
             return budget.settings();
         }
         for reader in readers.iter_mut() {
             let probe = reader.probe();
-            if !(budget.sheds(probe) || probe == Probe::Tcp && kernel.control.tcp_shed()) {
+            if !(budget.ran(probe) || probe == Probe::Tcp && kernel.control.tcp_shed()) {
                 continue;
             }
-            let watch = budget.watch_tick(probe);
-            if let Err(error) = reader.tick(budget.slots(), &watch, &kernel.control) {
+            let tick = Tick {
+                stats: budget.stats(),
+                attached_seconds: budget.is_attached(probe).then(|| budget.tick_seconds()),
+                now_seconds: began.elapsed().as_secs_f64(),
+                control: &kernel.control,
+            };
+            if let Err(error) = reader.tick(&tick) {
                 tracing::warn!("cannot read probe {}: {error}", probe.name());
             }
         }
+        // Now and then open connections are adopted in it.
+        budget.item_took("tick", thread_seconds() - cpu_began);
         if let Some(line) = budget.tick(&kernel.control, end) {
             tracing::info!("{line}");
         }
@@ -200,9 +235,33 @@ impl Collector {
         self.lock().budget.settings()
     }
 
-    /// A probe was attached for 1 in 2^`duty_log2` of the time, or detached with `None`, which took so many seconds of CPU.
-    pub fn attached(&self, probe: Probe, duty_log2: Option<u64>, at: Instant, cpu_seconds: f64) {
-        self.lock().budget.attached(probe, duty_log2, at, cpu_seconds);
+    /// In a duty cycle what was seen of a probe stands for the time until then; `None` when it is
+    /// attached all the time or not at all.
+    pub fn set_counted_until(&self, probe: Probe, until: Option<Instant>) {
+        self.lock().budget.set_counted_until(probe, until);
+    }
+
+    /// A window of a probe is over, and what was seen stands for the time until then.
+    pub fn window(&self, probe: Probe, window: &Window, until: Option<Instant>) {
+        let mut state = self.lock();
+        let State { budget, readers, .. } = &mut *state;
+        budget.set_counted_until(probe, until);
+        let Some(reader) = readers.iter_mut().find(|reader| reader.probe() == probe) else { return };
+        let result = budget.read().and_then(|()| reader.window(budget.stats(), window));
+        if let Err(error) = result {
+            tracing::warn!("cannot read probe {}: {error}", probe.name());
+        }
+    }
+
+    /// A probe counts no more `at` this moment: it will be detached.
+    pub fn paused(&self, probe: Probe, at: Instant) {
+        self.lock().budget.paused(probe, at);
+    }
+
+    /// A probe was attached for one part in `duty` of the time, or detached with `None`, which cost
+    /// as given.
+    pub fn attached(&self, probe: Probe, duty: Option<u64>, at: Instant, cost: AttachCost) {
+        self.lock().budget.attached(probe, duty, at, cost);
     }
 
     /// Changes the CPU budget.
@@ -220,6 +279,9 @@ impl State {
     /// Reads the probes for which `wanted` says so, told whether their tables fill up.
     fn read(&mut self, wanted: impl Fn(bool) -> bool) {
         let mut all = !self.readers.is_empty();
+        if let Err(error) = self.budget.read() {
+            tracing::warn!("cannot read what the programs cost: {error}");
+        }
         self.workloads.begin();
         let (flows, workloads) = (&mut self.flows, &mut self.workloads);
         flows.retire(|id| workloads.is_over(id));
@@ -231,7 +293,13 @@ impl State {
             }
             self.is_shown = false;
             let begin = Instant::now();
-            let result = reader.read(&self.kernel.control, &mut self.workloads, &mut self.flows);
+            let result = reader.read(&mut Context {
+                control: &self.kernel.control,
+                stats: self.budget.stats(),
+                workloads: &mut self.workloads,
+                flows: &mut self.flows,
+                errors: &mut self.errors,
+            });
             let reading = Reading { seconds: begin.elapsed().as_secs_f64(), success: result.is_ok() };
             let name = reader.probe().name();
             if let Err(error) = result {
@@ -244,6 +312,7 @@ impl State {
         if !gone.is_empty() {
             self.readers.iter_mut().for_each(|reader| reader.forget(&gone));
             self.flows.forget(&gone);
+            self.errors.forget(&gone);
         }
         if all {
             self.workloads.forget_gone();
@@ -279,17 +348,19 @@ impl State {
         Snapshot { text: text.into(), readiness: Readiness::of(&self.kernel.hooks, is_read) }
     }
 
-    /// The errors of what may be estimated. Several probes may add to a metric; their events are drawn independently.
+    /// The errors of what may be estimated. Several probes may add to a metric; their events are
+    /// sampled independently.
     fn describe_errors(&self, out: &mut Exposition) {
         let mut variances: BTreeMap<&str, f64> = BTreeMap::new();
-        for reader in self.readers.iter().filter(|reader| self.budget.may_shed(reader.probe())) {
-            for (metric, variance) in reader.variances() {
+        for reader in self.readers.iter().filter(|reader| self.budget.may_sample(reader.probe())) {
+            for (metric, variance) in reader.variances(self.budget.ahead_seconds(reader.probe())) {
                 *variances.entry(metric.name).or_default() += variance;
             }
         }
         for (metric, variance) in variances {
             out.gauge(&metrics::STANDARD_ERROR, &[metric], variance.sqrt());
         }
+        self.errors.describe(&self.workloads, out);
     }
 
     fn describe_build(&self, out: &mut Exposition) {
@@ -324,8 +395,8 @@ impl State {
         out.gauge(&metrics::SERIES_LIMIT, &[], series as f64);
         out.gauge(&metrics::SCRAPE_LIMIT, &[], bytes as f64);
         for reader in &self.readers {
-            let period_log2 = self.kernel.control.rate(reader.probe()).period_log2;
-            let ratio = self.budget.ratio(reader.probe(), period_log2);
+            let period = self.kernel.control.rate(reader.probe()).period;
+            let ratio = self.budget.ratio(reader.probe(), period);
             out.gauge(&metrics::SAMPLING_RATIO, &[reader.probe().name()], ratio);
         }
     }

@@ -19,19 +19,37 @@ pub enum Kind {
     Histogram,
 }
 
-/// Whether a metric's numbers are counted or estimated.
+/// How accurate a metric's numbers are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Truth {
-    /// Every event is counted, unless `--budget.strict` lets the budget draw these events too.
-    Exact,
-    /// Every event is counted while the probe is attached.
+pub enum Accuracy {
+    /// Counted by the kernel itself; estimated only where it keeps no count.
+    Kernel,
+    /// Exact until the CPU budget cannot pay for that, then an estimate with an error.
+    Budget,
+    /// As the metrics of class [`Self::Budget`], but for the error: what is rare is not sampled,
+    /// and scaled while attached for a share of the time.
     Attached,
-    /// A sampled estimate with a standard error; exact at ratio 1.
+    /// Exact until the CPU budget cannot pay for that; then of what is followed, or scaled up,
+    /// without an error of its own.
+    Followed,
+    /// A sampled estimate with an error; exact while nothing is skipped.
     Sampled,
-    /// Exact for TCP, a sampled estimate for UDP.
-    Mixed,
     /// About the agent itself.
     Agent,
+}
+
+impl Accuracy {
+    /// In a word or two.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Kernel => "exact (kernel)",
+            Self::Budget => "exact until the budget asks for an estimate",
+            Self::Attached => "exact while attached",
+            Self::Followed => "exact until the budget asks for less",
+            Self::Sampled => "sampled",
+            Self::Agent => "agent",
+        }
+    }
 }
 
 /// A metric.
@@ -45,42 +63,44 @@ pub struct Metric {
     pub kind: Kind,
     /// Its labels, in the order in which their values are given.
     pub labels: &'static [&'static str],
-    /// Whether it is exact.
-    pub truth: Truth,
-    /// What it says, without [`Truth`].
+    /// How accurate it is.
+    pub accuracy: Accuracy,
+    /// What it says, without [`Accuracy`].
     pub text: &'static str,
 }
 
 impl Metric {
-    /// The HELP line: what it says, and how true it is.
+    /// The HELP line: what it says, and how accurate it is.
     pub fn help(&self) -> String {
-        match self.truth {
-            Truth::Exact => format!(
-                "{} Exact; with --budget.strict an estimate when the budget asks for it, its error is in \
-                 siskin_estimate_standard_error.",
-                self.text
-            ),
-            Truth::Attached => {
-                format!(
-                    "{} Exact while the probe is attached all the time, else scaled up by that share.",
-                    self.text
-                )
+        let accuracy = match self.accuracy {
+            Accuracy::Kernel => {
+                " Exact: the kernel's own statistics; where it keeps none, an estimate with its error in \
+                 siskin_estimate_standard_error."
             }
-            Truth::Sampled => {
-                format!("{} Sampled estimate; its error is in siskin_estimate_standard_error.", self.text)
+            Accuracy::Budget => {
+                " Exact while siskin_sampling_ratio and siskin_budget_duty_ratio of the probe are 1 (always with \
+                 --budget.exact), else an estimate; errors are in siskin_estimate_standard_error and, by workload, in \
+                 siskin_workload_estimate_variance_total."
             }
-            Truth::Mixed => format!(
-                "{} Exact for TCP (with --budget.strict unless the budget asks for less); for UDP a sampled estimate, its \
-                 error is in siskin_estimate_standard_error.",
-                self.text
-            ),
-            Truth::Agent => self.text.to_owned(),
-        }
+            Accuracy::Attached => {
+                " Exact while siskin_budget_duty_ratio of the probe is 1, else scaled up by that share of the time."
+            }
+            Accuracy::Followed => {
+                " Exact while siskin_sampling_ratio and siskin_budget_duty_ratio of the probe are 1 (always with \
+                 --budget.exact), else of the connections that are followed, or scaled up, without an error of its own."
+            }
+            Accuracy::Sampled => {
+                " Sampled estimate, exact while siskin_sampling_ratio and siskin_budget_duty_ratio of the probe are 1; errors \
+                 are in siskin_estimate_standard_error and, by workload, in siskin_workload_estimate_variance_total."
+            }
+            Accuracy::Agent => "",
+        };
+        format!("{}{accuracy}", self.text)
     }
 }
 
 macro_rules! metrics {
-    ($($id:ident = $kind:ident $truth:ident $name:literal [$($label:literal),*] $text:literal;)+) => {
+    ($($id:ident = $kind:ident $accuracy:ident $name:literal [$($label:literal),*] $text:literal;)+) => {
         #[expect(non_camel_case_types, clippy::upper_case_acronyms, reason = "the metrics' own names, to number them")]
         enum Number { $($id),+ }
         $(
@@ -90,7 +110,7 @@ macro_rules! metrics {
                 name: $name,
                 kind: Kind::$kind,
                 labels: &[$($label),*],
-                truth: Truth::$truth,
+                accuracy: Accuracy::$accuracy,
                 text: $text,
             };
         )+
@@ -100,47 +120,47 @@ macro_rules! metrics {
 }
 
 metrics! {
-    PROCESS_EXECS = Counter Exact "siskin_process_execs_total" ["namespace", "pod", "container"]
+    PROCESS_EXECS = Counter Budget "siskin_process_execs_total" ["namespace", "pod", "container"]
         "Programs started (successful execve calls).";
-    PROCESS_FORKS = Counter Exact "siskin_process_forks_total" ["namespace", "pod", "container"]
+    PROCESS_FORKS = Counter Budget "siskin_process_forks_total" ["namespace", "pod", "container"]
         "Processes created, without threads.";
-    PROCESS_EXITS = Counter Exact "siskin_process_exits_total" ["namespace", "pod", "container", "outcome"]
+    PROCESS_EXITS = Counter Budget "siskin_process_exits_total" ["namespace", "pod", "container", "outcome"]
         "Processes that ended, without threads, by exit status 0, other status, or signal.";
-    PROCESS_LIFETIME = Histogram Exact "siskin_process_lifetime_seconds" []
+    PROCESS_LIFETIME = Histogram Budget "siskin_process_lifetime_seconds" []
         "Time from a process's start to its end.";
-    PROCESS_COMM_EXECS = Counter Exact "siskin_process_comm_execs_total" ["comm"]
+    PROCESS_COMM_EXECS = Counter Budget "siskin_process_comm_execs_total" ["comm"]
         "Programs started by command name; names beyond the limit are in comm=\"other\".";
     PROCESS_OOM_KILLS = Counter Attached "siskin_process_oom_kills_total" ["namespace", "pod", "container"]
         "Processes that ended after the OOM killer chose them.";
 
-    TCP_OPENED = Counter Exact "siskin_tcp_connections_opened_total" ["namespace", "pod", "container", "role"]
+    TCP_OPENED = Counter Budget "siskin_tcp_connections_opened_total" ["namespace", "pod", "container", "role"]
         "TCP connections established.";
-    TCP_FAILED = Counter Exact "siskin_tcp_connections_failed_total" ["namespace", "pod", "container", "reason"]
+    TCP_FAILED = Counter Budget "siskin_tcp_connections_failed_total" ["namespace", "pod", "container", "reason"]
         "TCP connections that ended in an error: never established, or cut by the peer or by a timeout.";
-    TCP_OPEN = Gauge Exact "siskin_tcp_connections_open" ["namespace", "pod", "container", "role"]
+    TCP_OPEN = Gauge Followed "siskin_tcp_connections_open" ["namespace", "pod", "container", "role"]
         "TCP connections established now, also those older than the agent, as found by the reading; without those that the budget \
          kept from being followed (siskin_lost_total).";
-    TCP_RETRANSMITS = Counter Exact "siskin_tcp_retransmits_total" ["namespace", "pod", "container"]
+    TCP_RETRANSMITS = Counter Followed "siskin_tcp_retransmits_total" ["namespace", "pod", "container"]
         "TCP segments retransmitted.";
-    TCP_RESETS = Counter Exact "siskin_tcp_resets_total" ["direction"]
+    TCP_RESETS = Counter Followed "siskin_tcp_resets_total" ["direction"]
         "TCP resets sent and received. Before Linux 6.10, resets that answer segments of no connection are not among those sent.";
-    TCP_CONNECT = Histogram Exact "siskin_tcp_connect_seconds" []
+    TCP_CONNECT = Histogram Followed "siskin_tcp_connect_seconds" []
         "Time from the first SYN to established, of connections opened from here.";
-    TCP_RTT = Histogram Exact "siskin_tcp_rtt_seconds" []
+    TCP_RTT = Histogram Followed "siskin_tcp_rtt_seconds" []
         "Smoothed round-trip time: one observation per live connection and reading, and one at its end.";
-    TCP_LIFETIME = Histogram Exact "siskin_tcp_connection_lifetime_seconds" ["role"]
+    TCP_LIFETIME = Histogram Followed "siskin_tcp_connection_lifetime_seconds" ["role"]
         "Time from established to closed, of connections whose beginning the agent saw.";
 
-    FLOW_SENT = Counter Mixed "siskin_flow_sent_bytes_total"
+    FLOW_SENT = Counter Budget "siskin_flow_sent_bytes_total"
         ["namespace", "pod", "container", "protocol", "role", "peer", "port"]
         "Payload bytes sent, without retransmits.";
-    FLOW_RECEIVED = Counter Mixed "siskin_flow_received_bytes_total"
+    FLOW_RECEIVED = Counter Budget "siskin_flow_received_bytes_total"
         ["namespace", "pod", "container", "protocol", "role", "peer", "port"]
         "Payload bytes received.";
-    FLOW_CONNECTIONS = Counter Exact "siskin_flow_connections_total"
+    FLOW_CONNECTIONS = Counter Budget "siskin_flow_connections_total"
         ["namespace", "pod", "container", "protocol", "role", "peer", "port"]
         "TCP connections established.";
-    FLOW_RETRANSMITS = Counter Exact "siskin_flow_retransmits_total"
+    FLOW_RETRANSMITS = Counter Budget "siskin_flow_retransmits_total"
         ["namespace", "pod", "container", "protocol", "role", "peer", "port"]
         "TCP segments retransmitted on established connections.";
 
@@ -152,12 +172,14 @@ metrics! {
         "Time from queueing a block request to its completion.";
     DISK_DEVICE = Histogram Sampled "siskin_disk_device_seconds" ["device", "op"]
         "Time from issuing a block request to the device to its completion, where the kernel keeps it.";
-    DISK_BYTES = Counter Sampled "siskin_disk_bytes_total" ["device", "op"]
+    DISK_BYTES = Counter Kernel "siskin_disk_bytes_total" ["device", "op"]
         "Bytes that completed block requests moved.";
+    DISK_REQUESTS = Counter Kernel "siskin_disk_requests_total" ["device", "op"]
+        "Block requests completed.";
     DISK_ERRORS = Counter Attached "siskin_disk_errors_total" ["device", "op"]
         "Block requests that completed with an error.";
     WORKLOAD_DISK_BYTES = Counter Sampled "siskin_workload_disk_bytes_total" ["namespace", "pod", "container", "op"]
-        "Bytes that completed block requests moved, by the workload that asked for them.";
+        "Bytes that block requests moved, by the workload that asked for them: exact where the cgroup has an io.stat, else split as sampled.";
     WORKLOAD_DISK_IOS = Counter Sampled "siskin_workload_disk_ios_total" ["namespace", "pod", "container", "op"]
         "Block requests completed, by the workload that asked for them.";
 
@@ -172,9 +194,15 @@ metrics! {
         "Time each program ran, with its dispatch, measured by itself.";
     PROGRAM_RUNS = Counter Agent "siskin_program_runs_total" ["program"]
         "Runs of each program.";
-    PROGRAM_RUN_OVERHEAD = Gauge Agent "siskin_program_run_overhead_seconds" []
-        "What every run of a program is taken to cost besides what it measures of itself, as calibrated at start.";
+    PROGRAM_COST = Gauge Agent "siskin_program_cost_seconds" ["program", "part"]
+        "What a program costs as it measured itself: run is every run with the hook's dispatch, event is what the work on a sampled event adds.";
+    PROBE_ATTACH = Gauge Agent "siskin_probe_attach_seconds" ["probe"]
+        "CPU time that attaching and detaching a probe for one window takes, with that of the other CPUs.";
     BUDGET_CPU = Gauge Agent "siskin_budget_cpu_cores" [] "The CPU that Siskin may take, its programs and its process together.";
+    BUDGET_BUCKET = Gauge Agent "siskin_budget_bucket_seconds" [] "CPU time that may still be spent at once: what the budget gives in a second, less what was spent.";
+    BUDGET_DEBT = Gauge Agent "siskin_budget_debt_seconds" [] "CPU time that was spent before the budget gave it, and is repaid before anything else is bought.";
+    BUDGET_LARGEST_ITEM = Gauge Agent "siskin_budget_largest_item_seconds" ["item"]
+        "CPU time of the dearest thing so far that cannot be divided: over any T seconds the cost is at most the budget times T + 1 s, plus this.";
     BUDGET_DUTY = Gauge Agent "siskin_budget_duty_ratio" ["probe"]
         "Share of the time for which a probe is attached, because of the budget.";
     BUDGET_MEMORY = Gauge Agent "siskin_budget_memory_bytes" [] "The most kernel memory that maps may take.";
@@ -184,9 +212,11 @@ metrics! {
         "Time each program ran by the kernel's own statistics, while they are on (--debug.program-stats or kernel.bpf_stats_enabled).";
     KERNEL_STATISTICS_RUNS = Counter Agent "siskin_kernel_statistics_runs_total" ["program"]
         "Runs of each program by the kernel's own statistics, while they are on.";
-    SAMPLING_RATIO = Gauge Agent "siskin_sampling_ratio" ["probe"] "Share of a probe's hot events that is taken while it is attached.";
+    SAMPLING_RATIO = Gauge Agent "siskin_sampling_ratio" ["probe"] "The part of a probe's events that is sampled while it is attached.";
     STANDARD_ERROR = Gauge Agent "siskin_estimate_standard_error" ["metric"]
-        "Standard error of a sampled metric's total over all labels, in its unit.";
+        "Standard error of an estimated metric's total over all labels, in its unit; 0 where the total is known.";
+    WORKLOAD_VARIANCE = Counter Agent "siskin_workload_estimate_variance_total" ["metric", "namespace", "pod", "container"]
+        "Variance that was added to a workload's value of a metric, in its unit squared: the square root of an increase is the standard error of the value's increase over that time.";
     MAP_ENTRIES = Gauge Agent "siskin_map_entries" ["map"] "Elements in a map.";
     MAP_CAPACITY = Gauge Agent "siskin_map_capacity" ["map"] "Most elements that a map holds.";
     LOST = Counter Agent "siskin_lost_total" ["probe", "reason"]

@@ -1,4 +1,4 @@
-//! What happens by itself: the tick that ends every half second, and each probe's being attached for its share of the time.
+//! What happens by itself: the tick that ends every half second, and each probe's duty cycle.
 
 use std::{
     future::pending,
@@ -11,6 +11,7 @@ use aya::maps::{MapData, RingBuf};
 use siskin_ebpf::Probe;
 use tokio::{
     io::unix::AsyncFd,
+    runtime::Handle,
     select,
     sync::watch,
     time::{self, MissedTickBehavior, interval_at, sleep_until},
@@ -18,20 +19,26 @@ use tokio::{
 
 use crate::{
     budget::{
-        controller::Setting,
+        AttachCost, TICK,
+        allocation::{DUTY_PERIOD, Setting},
+        duty::{Duty, Plan},
         meter::thread_seconds,
-        windows::{Plan, TICK, Windows, cycle},
     },
     collect::Collector,
     http::Site,
-    kernel::{attachment::Attachment, control::Control},
+    kernel::{attachment::Attachment, control::Control, sys::wait_for_programs},
 };
 
-/// Ends a tick every half second: empties tables that fill up, lets the budget decide, and says how each probe is to be attached. An alarm ends it
-/// early, when programs ran so often that what was planned for all of it is spent: a load that rises is met when it has cost as much.
+/// What a probe sees for so long when it is attached all the time again stands for the time that no
+/// window stood for, too.
+const CLOSING: Duration = Duration::from_millis(250);
+
+/// Ends a tick every half second: drains tables that fill up, lets the budget decide, and says how
+/// each probe is to be attached. An overload ends it early, when programs ran so often that it
+/// costs what may be spent: a load that rises is met when it has cost as much.
 pub async fn tick(
     site: Arc<Site>,
-    mut alarm: AsyncFd<RingBuf<MapData>>,
+    mut overload: AsyncFd<RingBuf<MapData>>,
     settings: watch::Sender<Vec<Setting>>,
 ) {
     // The first tick ends a whole tick from now.
@@ -41,17 +48,22 @@ pub async fn tick(
         let next = select! {
             _ = ticks.tick() => {
                 blocking(&site, |collector| {
-                    collector.relieve();
+                    collector.drain();
                     collector.tick()
                 })
                 .await
             }
-            tick = rung(&mut alarm) => {
-                let next = blocking(&site, move |collector| collector.alarm(tick)).await.flatten();
-                if next.is_some() {
+            tick = notified(&mut overload) => {
+                // On this thread, unless a reading is under way: on a busy machine each that must
+                // be woken comes some milliseconds late.
+                let ended = match site.collector.try_overload(tick) {
+                    Some(ended) => ended,
+                    None => blocking(&site, move |collector| collector.overload(tick)).await.flatten(),
+                };
+                if ended.as_ref().is_some_and(|ended| ended.is_planned) {
                     ticks.reset();
                 }
-                next
+                ended.map(|ended| ended.settings)
             }
         };
         if let Some(next) = next {
@@ -60,10 +72,10 @@ pub async fn tick(
     }
 }
 
-/// Waits until the alarm is rung; says in which tick.
-async fn rung(alarm: &mut AsyncFd<RingBuf<MapData>>) -> u64 {
+/// Waits until a program notifies an overload; says in which tick.
+async fn notified(overload: &mut AsyncFd<RingBuf<MapData>>) -> u64 {
     loop {
-        let Ok(mut ready) = alarm.readable_mut().await else {
+        let Ok(mut ready) = overload.readable_mut().await else {
             // The runtime ends, and this task with it.
             return pending().await;
         };
@@ -78,8 +90,9 @@ async fn rung(alarm: &mut AsyncFd<RingBuf<MapData>>) -> u64 {
     }
 }
 
-/// Keeps a probe attached for the share of every cycle that the budget gives it. Each probe has its own such task, because attaching
-/// may wait: neither the other probes nor who reads then waits with it.
+/// Keeps a probe attached for the share of every duty period that the budget gives it. Each probe
+/// has its own such task, because attaching may wait: neither the other probes nor who reads then
+/// waits with it.
 pub async fn keep_attached(
     site: Arc<Site>,
     control: Arc<Control>,
@@ -87,43 +100,66 @@ pub async fn keep_attached(
     mut settings: watch::Receiver<Vec<Setting>>,
 ) {
     let probe = attachment.probe;
-    let mut windows = Windows::default();
+    let mut duty = Duty::default();
     loop {
         let setting = settings.borrow_and_update().iter().find(|setting| setting.probe == probe).copied();
-        let plan = setting.map(|setting| (setting, windows.plan(&setting, Instant::now())));
+        let plan = setting.map(|setting| (setting, duty.plan(&setting)));
         attachment = match plan {
-            Some((_, Plan::Always)) => switch(&site, &control, attachment, Some(0)).await,
-            Some((_, Plan::Never)) => switch(&site, &control, attachment, None).await,
-            Some((setting, plan @ (Plan::Rest | Plan::Window { .. }))) => {
-                let begin = time::Instant::now();
-                let mut shed_more = pin!(shed_more(settings.clone(), setting));
-                attachment = switch(&site, &control, attachment, None).await;
-                if let Plan::Window { delay, length } = plan {
-                    // What more costs too much in this cycle ends it: what was drawn for it is forgotten before it is known.
+            Some((_, Plan::Never)) => {
+                let attachment = switch(&site, &control, attachment, None).await;
+                site.collector.set_counted_until(probe, None);
+                attachment
+            }
+            Some((setting, Plan::Always)) => {
+                let attachment = switch(&site, &control, attachment, Some(1)).await;
+                if let Some(until) = duty.counted_until().filter(|_| attachment.is_attached()) {
+                    // No window stood for the time since the last one.
+                    let from = Instant::now();
+                    let closing = sleep_until((from.max(until) + CLOSING).into());
                     select! {
-                        () = &mut shed_more => continue,
-                        () = sleep_until(begin + delay) => {}
+                        () = sheds_more(settings.clone(), setting) => {}
+                        () = closing => {}
                     }
-                    let (end, ended) = mpsc::channel();
-                    let mut window =
-                        pin!(watch(&site, &control, attachment, setting.duty_log2, length, ended));
-                    let (watched, is_cut);
-                    ((attachment, watched), is_cut) = select! {
-                        () = &mut shed_more => {
-                            // When it ended by itself meanwhile, nobody listens.
-                            let _ = end.send(());
-                            (window.await, true)
-                        }
-                        done = &mut window => (done, false),
-                    };
-                    windows.watched(watched);
-                    if is_cut {
-                        continue;
+                    if let Some(window) = duty.closed([from, Instant::now()]) {
+                        site.collector.window(probe, &window, None);
                     }
                 }
+                attachment
+            }
+            Some((setting, Plan::Window { delay, length })) => {
+                let begin = time::Instant::now();
+                let mut sheds_more = pin!(sheds_more(settings.clone(), setting));
+                if attachment.is_attached() {
+                    attachment = switch(&site, &control, attachment, None).await;
+                }
+                duty.detached(begin.into_std());
+                site.collector.set_counted_until(probe, duty.counted_until());
+                // An overload in this period ends it: the phase that was chosen is forgotten before
+                // it is known.
                 select! {
-                    () = &mut shed_more => {}
-                    () = sleep_until(begin + cycle(setting.duty_log2)) => {}
+                    () = &mut sheds_more => continue,
+                    () = sleep_until(begin + delay) => {}
+                }
+                let (end, ended) = mpsc::channel();
+                let mut window = pin!(window(&site, &control, attachment, setting.duty, length, ended));
+                let (times, is_cut);
+                ((attachment, times), is_cut) = select! {
+                    () = &mut sheds_more => {
+                        // When it ended by itself meanwhile, nobody listens.
+                        let _ = end.send(());
+                        (window.await, true)
+                    }
+                    done = &mut window => (done, false),
+                };
+                if let Some(times) = times {
+                    let window = duty.seen(begin.into_std(), setting.duty, times, is_cut);
+                    site.collector.window(probe, &window, duty.counted_until());
+                }
+                if !is_cut {
+                    select! {
+                        () = &mut sheds_more => {}
+                        () = sleep_until(begin + DUTY_PERIOD) => {}
+                    }
                 }
                 continue;
             }
@@ -137,70 +173,67 @@ pub async fn keep_attached(
 }
 
 /// Waits until a probe is to be attached for less of the time than by `setting`.
-async fn shed_more(mut settings: watch::Receiver<Vec<Setting>>, setting: Setting) {
-    let less = |other: &Setting| {
-        other.probe == setting.probe && (other.detached || other.duty_log2 > setting.duty_log2)
-    };
+async fn sheds_more(mut settings: watch::Receiver<Vec<Setting>>, setting: Setting) {
+    let less =
+        |other: &Setting| other.probe == setting.probe && (other.detached || other.duty > setting.duty);
     if settings.wait_for(|settings| settings.iter().any(less)).await.is_err() {
         // The agent ends, and this task with it.
         pending().await
     }
 }
 
-/// Attaches a probe all of the time or for 1 in 2^`duty_log2` of it, or detaches it with `None`.
+/// Attaches a probe for one part in `duty` of the time, or detaches it with `None`.
 async fn switch(
     site: &Arc<Site>,
     control: &Arc<Control>,
     mut attachment: Attachment,
-    duty_log2: Option<u64>,
+    duty: Option<u64>,
 ) -> Attachment {
-    if attachment.is_attached() == duty_log2.is_some() {
+    if attachment.is_attached() == duty.is_some() {
         return attachment;
     }
     let (site, control) = (Arc::clone(site), Arc::clone(control));
     aside(move || {
-        switch_now(&site, &control, &mut attachment, duty_log2);
+        switch_now(&site, &control, &mut attachment, duty);
         attachment
     })
     .await
 }
 
-/// Attaches a probe for so long or until it is told to end, and says for how long it was. The thread that attaches is the one that waits and detaches: on a busy
-/// machine each thread that must be woken comes some milliseconds late.
-async fn watch(
+/// Attaches a probe for so long or until it is told to end, and says from when to when it was. The
+/// thread that attaches is the one that waits and detaches: on a busy machine each thread that must
+/// be woken comes some milliseconds late.
+async fn window(
     site: &Arc<Site>,
     control: &Arc<Control>,
     mut attachment: Attachment,
-    duty_log2: u64,
+    duty: u64,
     length: Duration,
     ended: mpsc::Receiver<()>,
-) -> (Attachment, Duration) {
+) -> (Attachment, Option<[Instant; 2]>) {
     let (site, control) = (Arc::clone(site), Arc::clone(control));
     aside(move || {
-        let since = switch_now(&site, &control, &mut attachment, Some(duty_log2));
+        let since = switch_now(&site, &control, &mut attachment, Some(duty));
         if !attachment.is_attached() {
-            return (attachment, Duration::ZERO);
+            return (attachment, None);
         }
-        // Told or not, the window is over.
-        let _ = ended.recv_timeout(length);
+        // Told or not, the window is over. It began when the programs were attached, and the books
+        // are kept since.
+        let _ = ended.recv_timeout(length.saturating_sub(since.elapsed()));
         let until = switch_now(&site, &control, &mut attachment, None);
-        (attachment, until - since)
+        (attachment, Some([since, until]))
     })
     .await
 }
 
-/// Attaches or detaches a probe; says when that was done.
-fn switch_now(
-    site: &Site,
-    control: &Control,
-    attachment: &mut Attachment,
-    duty_log2: Option<u64>,
-) -> Instant {
-    let (probe, begin, cpu_seconds) = (attachment.probe, Instant::now(), thread_seconds());
-    if let Some(duty_log2) = duty_log2 {
-        control.set_duty(probe, duty_log2);
+/// Attaches or detaches a probe; says since when it counts or does not.
+fn switch_now(site: &Site, control: &Control, attachment: &mut Attachment, duty: Option<u64>) -> Instant {
+    let (probe, begin, process_seconds) = (attachment.probe, Instant::now(), thread_seconds());
+    let mut at = None;
+    if let Some(duty) = duty {
+        control.set_duty(probe, duty);
         if let Err(error) = attachment.attach() {
-            // It is tried again at the next tick.
+            // It is tried again when the setting changes, or in the next period.
             tracing::warn!("probe {}: {error:#}", probe.name());
             return Instant::now();
         }
@@ -211,17 +244,26 @@ fn switch_now(
             control.set_tcp_shed(true);
         }
         control.set_paused(probe, true);
+        let paused = Instant::now();
+        site.collector.paused(probe, paused);
         attachment.detach();
+        at = attachment.looks_whether_paused().then_some(paused);
+        // Attaching waits until no CPU can run what was detached: that time begins now, and not
+        // when somebody attaches.
+        Handle::current().spawn_blocking(wait_for_programs);
     }
-    let (at, cpu_seconds) = (Instant::now(), thread_seconds() - cpu_seconds);
+    let (done, process_seconds) = (Instant::now(), thread_seconds() - process_seconds);
+    let at = at.unwrap_or(done);
+    let interrupt_seconds = attachment.interrupt_seconds();
     tracing::debug!(
-        "probe {} is {} after {:.1} ms, of which {:.2} ms of CPU",
+        "probe {} is {} after {:.1} ms, of which {:.2} ms of CPU, and {:.3} ms of the other CPUs",
         probe.name(),
         if attachment.is_attached() { "attached" } else { "detached" },
-        (at - begin).as_secs_f64() * 1e3,
-        cpu_seconds * 1e3,
+        (done - begin).as_secs_f64() * 1e3,
+        process_seconds * 1e3,
+        interrupt_seconds * 1e3,
     );
-    site.collector.attached(probe, duty_log2, at, cpu_seconds);
+    site.collector.attached(probe, duty, at, AttachCost { process_seconds, interrupt_seconds });
     at
 }
 

@@ -16,7 +16,7 @@ use siskin_tests::{
     metrics::Metrics,
 };
 
-use crate::{machine, reading::Reading, say, table::Table};
+use crate::{machine, progress, reading::Reading, table::Table};
 
 /// How to measure cgroups.
 #[derive(Args)]
@@ -49,9 +49,9 @@ const SCRAPES: usize = 20;
 /// Measures and reports.
 pub fn run(options: &Options) -> Result<String> {
     let machine = machine::describe();
-    say("cgroups that come and go");
+    progress("cgroups that come and go");
     let coming = churn(options)?;
-    say("cgroups that are there");
+    progress("cgroups that are there");
     let there = many(options)?;
     Ok(format!(
         "## Many cgroups (`cargo xtask bench cgroups`)\n\n{machine}\n### That come and go\n\n{coming}\n### That are there\n\n{there}"
@@ -106,7 +106,7 @@ fn churn(options: &Options) -> Result<String> {
     }
     let during = State::take(&agent)?;
     rss_bytes.push(during.rss_bytes);
-    say("waiting until they have left");
+    progress("waiting until they have left");
     let (end, series) = (Instant::now(), "siskin_workload_series");
     let mut after = State::take(&agent)?;
     while after.one(series) > before.one(series) && end.elapsed() < FAREWELL {
@@ -213,7 +213,7 @@ fn many(options: &Options) -> Result<String> {
         if scrape > 0 {
             times.push(ms);
         } else {
-            say(&format!("first scrape: {ms:.1} ms"));
+            progress(&format!("first scrape: {ms:.1} ms"));
         }
     }
     times.sort_by(f64::total_cmp);
@@ -243,7 +243,7 @@ fn many(options: &Options) -> Result<String> {
         "resident memory before, after".into(),
         format!("{}, {}", mib(before.rss_bytes), mib(after.rss_bytes)),
     ]);
-    say(&format!("{fds} descriptors, a scrape parsed in {parsed:?}"));
+    progress(&format!("{fds} descriptors, a scrape parsed in {parsed:?}"));
     Ok(format!(
         "{:.0} workloads with series ({:.0} cgroups known), {:.0} flow rows, {} open connections; {BUDGET}.\n\n{table}",
         metrics.one("siskin_workload_series", &[]),

@@ -4,12 +4,9 @@
 //! and starts it.
 
 mod budget;
-mod budget_report;
 mod cgroups;
-mod chart;
-mod crew;
 mod empty;
-mod jobs;
+mod load;
 mod machine;
 mod probes;
 mod reading;
@@ -33,7 +30,7 @@ struct Cli {
 enum Bench {
     /// Nanoseconds per event of every program, beside an empty program's
     Probes(probes::Options),
-    /// Cost against budget and estimates against truth, under load that fills the machine
+    /// Cost against budget, estimates against truth and optimum, under load that fills the machine
     Budget(budget::Options),
     /// Throughput of workloads with and without the agent
     Workload(workload::Options),
@@ -55,8 +52,8 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Tells the user what happens now.
-fn say(line: &str) {
+/// Says what happens now.
+fn progress(line: &str) {
     eprintln!("{line}");
 }
 

@@ -7,12 +7,16 @@ use clap::Args;
 use siskin_tests::{agent::Agent, disk::LoopDevice};
 
 use crate::{
-    crew::{Crew, Job, Network},
     empty::{Counted, Empty, PAIRS, Pair},
-    jobs::{DISK_BYTES, TinyProgram},
-    machine,
+    load::{
+        disk::DISK_BYTES,
+        generators::Generators,
+        job::{Job, Sizes, Work},
+        network::Network,
+        process::TinyProgram,
+    },
+    machine, progress,
     reading::Reading,
-    say,
     stats::{median, spread},
     table::Table,
     throughput,
@@ -32,12 +36,12 @@ pub struct Options {
     pub empty_object: PathBuf,
 }
 
-/// Every hot event is taken.
-pub const TAKEN: &str = "--debug.sampling-period=1";
+/// Every hot event is sampled.
+pub const SAMPLED: &str = "--debug.sampling-period=1";
 /// Hardly any is.
-pub const PASSED_OVER: &str = "--debug.sampling-period=1048576";
+pub const SKIPPED: &str = "--debug.sampling-period=1048576";
 
-/// At most this many times an empty program, when the event is passed over.
+/// At most this many times an empty program, when the event is skipped.
 const AIM: f64 = 2.0;
 
 /// Nanoseconds per run in each round.
@@ -56,42 +60,42 @@ pub fn run(options: &Options) -> Result<String> {
     let tiny = TinyProgram::new()?;
     let disk = format!("/dev/{}", device.name).into();
     let loads = [
-        ("udp", Job::Udp { per_second: None }),
-        ("tcp", Job::Connect),
-        ("disk", Job::Disk { path: disk }),
-        ("process", Job::Exec { path: tiny.path() }),
+        ("udp", Job::full(Work::Udp { sizes: Sizes::Same })),
+        ("tcp", Job::full(Work::Connect)),
+        ("disk", Job::full(Work::Disk { path: disk, sizes: Sizes::Same })),
+        ("process", Job::full(Work::Exec { path: tiny.path() })),
     ];
     let mut found: HashMap<(&str, bool), Runs> = HashMap::new();
     for round in 0..options.rounds {
-        for taken in [round % 2 == 0, round % 2 == 1] {
+        for sampled in [round % 2 == 0, round % 2 == 1] {
             // Who comes first at a tracepoint pays for what the other then finds in the caches.
             let empty_first = round / 2 % 2 == 0;
             let attach = || Empty::attach(&options.empty_object, |_| true);
             let early = if empty_first { Some(attach()?) } else { None };
-            let agent = Agent::start(&[if taken { TAKEN } else { PASSED_OVER }, "--debug.program-stats"]);
+            let agent = Agent::start(&[if sampled { SAMPLED } else { SKIPPED }, "--debug.program-stats"]);
             let empty = if let Some(empty) = early { empty } else { attach()? };
             for (load, job) in &loads {
-                let crew = Crew::start(&network, std::slice::from_ref(job), &[]);
+                let generators = Generators::start(&network, std::slice::from_ref(job), &[]);
                 thread::sleep(Duration::from_millis(100));
                 let before = both(&agent, &empty)?;
                 thread::sleep(Duration::from_secs_f64(options.seconds));
                 let after = both(&agent, &empty)?;
-                crew.finish()?;
+                generators.finish()?;
                 let mut line = format!("round {} of {}, ", round + 1, options.rounds);
-                line.push_str(if taken { "taken:      " } else { "passed over:" });
+                line.push_str(if sampled { "sampled:" } else { "skipped:" });
                 for (pair, (before, after)) in PAIRS.iter().zip(before.iter().zip(&after)) {
                     if load_of(pair) != *load {
                         continue;
                     }
                     let ours = after.0.ns_per_run_since(before.0);
                     let empty = after.1.ns_per_run_since(before.1);
-                    let runs = found.entry((pair.program, taken)).or_default();
+                    let runs = found.entry((pair.program, sampled)).or_default();
                     runs.ours.push(ours);
                     runs.empty.push(empty);
                     runs.ratio.push(ours / empty);
                     write!(line, " {} {ours:.0} ns (empty {empty:.0}),", pair.program)?;
                 }
-                say(line.trim_end_matches(','));
+                progress(line.trim_end_matches(','));
             }
             agent.stop(libc::SIGTERM);
         }
@@ -116,29 +120,29 @@ fn both(agent: &Agent, empty: &Empty) -> Result<Vec<(Counted, Counted)>> {
 
 fn report(found: &HashMap<(&str, bool), Runs>, options: &Options) -> String {
     let mut table =
-        Table::new(&["program", "taken, ns", "empty, ns", "ratio", "passed over, ns", "empty, ns", "ratio"]);
+        Table::new(&["program", "sampled, ns", "empty, ns", "ratio", "skipped, ns", "empty, ns", "ratio"]);
     let mut misses = Vec::new();
     for pair in &PAIRS {
-        let cells = |taken| {
-            let runs = found.get(&(pair.program, taken))?;
+        let cells = |sampled| {
+            let runs = found.get(&(pair.program, sampled))?;
             Some([spread(&runs.ours, 0), spread(&runs.empty, 0), format!("{:.1}", median(&runs.ratio))])
         };
-        let sampled = matches!(load_of(pair), "udp" | "disk");
+        let may_skip = matches!(load_of(pair), "udp" | "disk");
         let nothing = || ["-".to_owned(), "-".to_owned(), "-".to_owned()];
-        let passed_over = if sampled { cells(false) } else { None };
+        let skipped = if may_skip { cells(false) } else { None };
         let ratio = found.get(&(pair.program, false)).map_or(f64::NAN, |runs| median(&runs.ratio));
-        if sampled && ratio > AIM {
+        if may_skip && ratio > AIM {
             misses.push(format!("`{}` {ratio:.1}", pair.program));
         }
         let name = format!("`{}`", pair.program);
-        let all = [cells(true).unwrap_or_else(nothing), passed_over.unwrap_or_else(nothing)];
+        let all = [cells(true).unwrap_or_else(nothing), skipped.unwrap_or_else(nothing)];
         table.row(std::iter::once(name).chain(all.into_iter().flatten()));
     }
     let verdict = if misses.is_empty() {
-        format!("Aim met: an event that is passed over costs at most {AIM} times an empty program.")
+        format!("Aim met: an event that is skipped costs at most {AIM} times an empty program.")
     } else {
         format!(
-            "**Aim missed**: an event that is passed over should cost at most {AIM} times an empty program; it \
+            "**Aim missed**: an event that is skipped should cost at most {AIM} times an empty program; it \
              costs {}.",
             misses.join(", ")
         )

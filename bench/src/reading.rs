@@ -5,11 +5,7 @@ use std::{io, time::Instant};
 use anyhow::{Context as _, Result};
 use siskin_tests::{agent::Agent, metrics::Metrics};
 
-use crate::{
-    crew::{Event, FIRST_PORT, LAST_PORT},
-    empty::Counted,
-    jobs::TINY,
-};
+use crate::empty::Counted;
 
 /// Programs that the process runs by its own system calls, so that their time is the process's already.
 const ITERATORS: [&str; 3] = ["tcp_sweep", "tcp_listen", "tcp_adopt"];
@@ -22,15 +18,6 @@ pub struct Reading {
     pub process_seconds: f64,
     /// The scrape.
     pub metrics: Metrics,
-}
-
-/// An estimated total and its standard error.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Estimate {
-    /// The total.
-    pub total: f64,
-    /// Its standard error.
-    pub error: f64,
 }
 
 impl Reading {
@@ -78,50 +65,6 @@ impl Reading {
     /// A gauge of a probe.
     pub fn of_probe(&self, name: &str, probe: &str) -> f64 {
         self.metrics.sum(name, &[("probe", probe)])
-    }
-
-    /// What it says of the events of the loads, `device` being what the disk loads use; `None` for events that it does not count.
-    pub fn estimate(&self, event: Event, device: &str) -> Option<Estimate> {
-        Some(match event {
-            Event::Datagram => self.of_flows("siskin_flow_datagrams_total"),
-            Event::Io => Estimate {
-                total: self.metrics.sum("siskin_disk_io_seconds_count", &[("device", device)]),
-                error: self.error("siskin_workload_disk_ios_total"),
-            },
-            Event::Exec => Estimate {
-                total: self.metrics.sum("siskin_process_comm_execs_total", &[("comm", TINY)]),
-                error: self.error("siskin_process_comm_execs_total"),
-            },
-            Event::Connection => {
-                // Both ends are here.
-                let Estimate { total, error } = self.of_flows("siskin_flow_connections_total");
-                Estimate { total: total / 2.0, error: error / 2.0 }
-            }
-            Event::Exchange => return None,
-        })
-    }
-
-    /// A metric's total over the flows of the loads.
-    fn of_flows(&self, name: &str) -> Estimate {
-        let is_ours = |labels: &[(String, String)]| {
-            let port = labels.iter().find(|(label, _)| label == "port");
-            let port = port.and_then(|(_, port)| port.parse::<u16>().ok());
-            port.is_some_and(|port| (FIRST_PORT..=LAST_PORT).contains(&port))
-        };
-        let flows = self.metrics.find(name, &[]).filter(|sample| is_ours(&sample.labels));
-        Estimate { total: flows.map(|sample| sample.value).sum(), error: self.error(name) }
-    }
-
-    fn error(&self, metric: &str) -> f64 {
-        self.metrics.sum("siskin_estimate_standard_error", &[("metric", metric)])
-    }
-}
-
-impl Estimate {
-    /// What was added since an earlier reading.
-    pub fn since(self, before: Self) -> Self {
-        let variance = self.error * self.error - before.error * before.error;
-        Self { total: self.total - before.total, error: variance.max(0.0).sqrt() }
     }
 }
 

@@ -20,7 +20,7 @@ use siskin::kernel::{loader::possible_cpus, rows::Keyed};
 use siskin_ebpf::{FlowKey, FlowRow};
 
 use crate::{
-    machine, say,
+    machine, progress,
     stats::{median, spread},
     table::Table,
 };
@@ -56,7 +56,7 @@ pub fn run(options: &Options) -> Result<String> {
     let cpus = possible_cpus()?;
     fill(&mut ebpf)?;
     let updates = updates(&ebpf, options.rounds)?;
-    say("reading");
+    progress("reading");
     let reads = reads(&ebpf, options.rounds, cpus)?;
     Ok(format!(
         "## Flow rows: shared by all CPUs, or a copy for each (`cargo xtask bench tables`)\n\n{machine}\n\
@@ -169,7 +169,7 @@ fn updates(ebpf: &Ebpf, rounds: usize) -> Result<String> {
         [("shared", program(ebpf, "add_shared")?), ("a copy for each CPU", program(ebpf, "add_per_cpu")?)];
     let mut found = [const { [const { Vec::new() }; 3] }; 2];
     for round in 0..rounds {
-        say(&format!("adding, round {} of {rounds}", round + 1));
+        progress(&format!("adding, round {} of {rounds}", round + 1));
         let idle = runs(none, 0, 0, RUNS)?;
         let idle_at_once = at_once(none, [0, 1])?;
         for ((_, program), found) in ways.iter().zip(&mut found) {

@@ -6,11 +6,15 @@ use anyhow::Result;
 use siskin_tests::agent::Agent;
 
 use crate::{
-    crew::{Crew, Event, Job, Network},
     empty::Empty,
-    probes::{Options, PASSED_OVER, TAKEN},
+    load::{
+        generators::Generators,
+        job::{Count, Job, Sizes, Work},
+        network::Network,
+    },
+    probes::{Options, SAMPLED, SKIPPED},
+    progress,
     reading::Reading,
-    say,
     stats::{median, spread},
     table::Table,
 };
@@ -20,11 +24,11 @@ use crate::{
 enum State {
     Nothing,
     Empty,
-    PassedOver,
-    Taken,
+    Skipped,
+    Sampled,
 }
 
-const STATES: [State; 4] = [State::Nothing, State::Empty, State::PassedOver, State::Taken];
+const STATES: [State; 4] = [State::Nothing, State::Empty, State::Skipped, State::Sampled];
 
 /// Time for the agent to come to rest after its start.
 const REST: Duration = Duration::from_millis(1500);
@@ -46,10 +50,10 @@ pub fn measure(options: &Options, network: &Network) -> Result<String> {
             let place = (turn + index) % STATES.len();
             (round.ns[place], round.meter_ns[place]) = state(STATES[place], options, network)?;
         }
-        let [nothing, empty, passed_over, taken] = round.ns;
-        say(&format!(
+        let [nothing, empty, skipped, sampled] = round.ns;
+        progress(&format!(
             "round {} of {}, ns per send and receive: {nothing:.0} bare, {empty:.0} with empty programs, \
-             {passed_over:.0} passed over, {taken:.0} taken",
+             {skipped:.0} skipped, {sampled:.0} sampled",
             index + 1,
             options.rounds
         ));
@@ -65,20 +69,21 @@ fn state(state: State, options: &Options, network: &Network) -> Result<(f64, f64
         _ => None,
     };
     let agent = match state {
-        State::PassedOver => Some(Agent::start(&[PASSED_OVER])),
-        State::Taken => Some(Agent::start(&[TAKEN])),
+        State::Skipped => Some(Agent::start(&[SKIPPED])),
+        State::Sampled => Some(Agent::start(&[SAMPLED])),
         _ => None,
     };
     thread::sleep(if agent.is_some() { REST } else { Duration::from_millis(100) });
     // The last CPU: interrupts like the first.
     let cpu = thread::available_parallelism().map_or(0, |cpus| usize::from(cpus) - 1);
-    let crew = Crew::start(network, &[Job::Udp { per_second: None }], &[cpu]);
+    let job = Job::full(Work::Udp { sizes: Sizes::Same });
+    let generators = Generators::start(network, &[job], &[cpu]);
     thread::sleep(Duration::from_millis(200));
     let read = || agent.as_ref().map(Reading::take).transpose();
     let before = read()?;
-    let per_second = crew.rate(Event::Datagram, Duration::from_secs_f64(options.seconds));
+    let per_second = generators.rate(Count::Datagrams, Duration::from_secs_f64(options.seconds));
     let after = read()?;
-    crew.finish()?;
+    generators.finish()?;
     let mut meter_ns = f64::NAN;
     if let (Some(before), Some(after)) = (before, after) {
         let sum = |of: fn(f64, f64) -> f64| {
@@ -107,7 +112,7 @@ fn report(rounds: &[Round], options: &Options) -> String {
         "ratio to empty",
         "meter, ns per run",
     ]);
-    let names = ["nothing", "empty programs", "siskin, passed over", "siskin, taken"];
+    let names = ["nothing", "empty programs", "siskin, skipped", "siskin, sampled"];
     for (place, name) in names.iter().enumerate() {
         let above = if place == 0 { "-".to_owned() } else { spread(&per_run(place), 0) };
         let meter = spread(&all(&|round| round.meter_ns[place]), 0);
@@ -117,23 +122,21 @@ fn report(rounds: &[Round], options: &Options) -> String {
         };
         table.row([(*name).to_owned(), spread(&all(&|round| round.ns[place]), 0), above, ratio, meter]);
     }
-    // A run that is passed over is charged the constant alone, so the meter says what the constant is.
-    let constant = median(&all(&|round| round.meter_ns[2]));
-    let busy = all(&|round| round.meter_ns[3] - constant);
-    let beside = all(&|round| (round.ns[3] - round.ns[0]) / 2.0 - (round.meter_ns[3] - constant));
+    let meter = |place: usize| spread(&all(&|round| round.meter_ns[place]), 0);
     format!(
         "### By the wall clock: UDP\n\nOne thread on one CPU sends a datagram to itself and receives it: two runs. Median \
          (quartiles) of {} interleaved rounds of {} s, statistics off. What is above nothing includes the \
-         tracepoint's dispatch. The meter is the agent's own; it charges {constant:.0} ns for a run beside what the \
-         run's body measures of itself.\n\n{table}\n\
-         - A run that is passed over takes {} ns: what the meter's constant should be for it.\n\
-         - A run that is taken measures {} ns of itself and takes {} ns beside: what the constant should be for it.\n\
+         tracepoint's dispatch. The meter is the agent's own: each program times a few of its runs, and a constant is \
+         added for the dispatch.\n\n{table}\n\
+         - A skipped run takes {} ns; the meter says {}.\n\
+         - A sampled run takes {} ns; the meter says {}.\n\
          - Dispatch and an empty program take {} ns.\n",
         rounds.len(),
         options.seconds,
         spread(&per_run(2), 0),
-        spread(&busy, 0),
-        spread(&beside, 0),
+        meter(2),
+        spread(&per_run(3), 0),
+        meter(3),
         spread(&per_run(1), 0),
     )
 }

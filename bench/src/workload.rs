@@ -1,4 +1,5 @@
-//! Throughput of workloads with and without the agent at its default budget, in rounds that take turns.
+//! Throughput of workloads with and without the agent, at its default budget and at none, in rounds
+//! that take turns.
 
 use std::{
     path::{Path, PathBuf},
@@ -12,9 +13,14 @@ use clap::Args;
 use siskin_tests::{agent::Agent, disk::LoopDevice};
 
 use crate::{
-    crew::{Crew, Event, Job, Network},
-    jobs::{DISK_BYTES, TinyProgram},
-    machine, say,
+    load::{
+        disk::DISK_BYTES,
+        generators::Generators,
+        job::{Count, Job, Sizes, Work},
+        network::Network,
+        process::TinyProgram,
+    },
+    machine, progress,
     stats::{median, median_interval, quantile},
     table::Table,
 };
@@ -33,7 +39,9 @@ pub struct Options {
 /// `--budget.cpu` as it is without the flag.
 const BUDGET: &str = "--budget.cpu=10m";
 /// The flags of the agents that are measured, after none.
-const AGENTS: [&[&str]; 2] = [&[BUDGET], &[BUDGET, "--budget.strict"]];
+const AGENTS: [&[&str]; 2] = [&[BUDGET], &["--budget.cpu=unlimited"]];
+/// What is said of each behind a workload's name.
+const SUFFIXES: [&str; 2] = ["", ", unlimited"];
 /// At most this share slower.
 const AIM: f64 = 0.01;
 /// Time for the agent to come to rest after its start.
@@ -41,7 +49,7 @@ const REST: Duration = Duration::from_secs(3);
 
 /// What is done as fast as it goes.
 enum Workload {
-    Loop(Job, Event),
+    Loop(Work, Count),
     Fio(PathBuf),
 }
 
@@ -61,16 +69,16 @@ pub fn run(options: &Options) -> Result<String> {
     let disk: PathBuf = format!("/dev/{}", device.name).into();
     let fio = Command::new("fio").arg("--version").stdout(Stdio::null()).status();
     let fio = fio.is_ok_and(|status| status.success());
-    let case = |name, job: Job, event| Case {
+    let case = |name, work: Work, count| Case {
         name,
-        workload: Workload::Loop(job, event),
+        workload: Workload::Loop(work, count),
         rates: Default::default(),
     };
     let mut cases = vec![
-        case("TCP request/response", Job::Exchange, Event::Exchange),
-        case("TCP connect/close", Job::Connect, Event::Connection),
-        case("UDP ping-pong", Job::UdpPingPong, Event::Datagram),
-        case("exec of a tiny program", Job::Exec { path: tiny.path() }, Event::Exec),
+        case("TCP request/response", Work::Exchange, Count::Exchanges),
+        case("TCP connect/close", Work::Connect, Count::Connections),
+        case("UDP ping-pong", Work::UdpPingPong, Count::Datagrams),
+        case("exec of a tiny program", Work::Exec { path: tiny.path() }, Count::Execs),
     ];
     cases.push(if fio {
         Case {
@@ -79,7 +87,7 @@ pub fn run(options: &Options) -> Result<String> {
             rates: Default::default(),
         }
     } else {
-        case("disk, 4 KiB O_DIRECT", Job::Disk { path: disk }, Event::Io)
+        case("disk, 4 KiB O_DIRECT", Work::Disk { path: disk, sizes: Sizes::Same }, Count::Requests)
     });
     for round in 0..options.rounds {
         for turn in 0..=AGENTS.len() {
@@ -98,12 +106,12 @@ pub fn run(options: &Options) -> Result<String> {
             }
         }
         let ratios = cases.iter().map(|case| {
-            let [without, with, strict] = case.rates.each_ref().map(|rates| rates[round]);
-            format!("{} {:.4}, {:.4}", case.name, with / without, strict / without)
+            let [without, with, unlimited] = case.rates.each_ref().map(|rates| rates[round]);
+            format!("{} {:.4}, {:.4}", case.name, with / without, unlimited / without)
         });
         let ratios: Vec<_> = ratios.collect();
-        say(&format!(
-            "round {} of {}, with / without, and strictly: {}",
+        progress(&format!(
+            "round {} of {}, with / without, and without a limit: {}",
             round + 1,
             options.rounds,
             ratios.join(", ")
@@ -122,17 +130,18 @@ fn measure(workload: &Workload, network: &Network, agent: Option<&Agent>, second
         }
     };
     match workload {
-        Workload::Loop(job, event) => {
+        Workload::Loop(work, count) => {
             let cpus: Vec<_> = (0..cpus()).collect();
-            let crew = Crew::start(network, &vec![job.clone(); cpus.len()], &cpus);
+            let jobs = vec![Job::full(work.clone()); cpus.len()];
+            let generators = Generators::start(network, &jobs, &cpus);
             thread::sleep(time);
             let rate = thread::scope(|scope| {
-                let rate = scope.spawn(|| crew.rate(*event, time));
+                let rate = scope.spawn(|| generators.rate(*count, time));
                 thread::sleep(time / 2);
                 scrape();
                 rate.join()
             });
-            crew.finish()?;
+            generators.finish()?;
             rate.ok().context("counting panicked")
         }
         Workload::Fio(path) => fio(path, time, scrape),
@@ -194,7 +203,7 @@ fn report(cases: &[Case], machine: &str, options: &Options) -> String {
             (false, false) => "**no**",
         };
         table.row([
-            format!("{}{}", case.name, if agent == 0 { "" } else { ", strict" }),
+            format!("{}{}", case.name, SUFFIXES[agent]),
             format!("{:.0}", median(without)),
             format!("{:.0}", median(with)),
             format!("{:+.2}", median(&slower)),
@@ -205,7 +214,7 @@ fn report(cases: &[Case], machine: &str, options: &Options) -> String {
     }
     format!(
         "## Workloads with and without (`cargo xtask bench workload`)\n\n{machine}\n\
-         Throughput at the default budget ({BUDGET}), and *strict* with --budget.strict besides, against none. One copy of the workload stays on each CPU, so that the \
+         Throughput at the default budget ({BUDGET}), and with --budget.cpu=unlimited, where every event is counted whatever it costs, against none. The aim holds for the default. One copy of the workload stays on each CPU, so that the \
          machine is full and what the agent takes is missing to them. {} rounds of {} s each way take turns, each after \
          as long again for the agent to find its periods; the agent is scraped once in each. *slower* is the median \
          over the rounds of one minus the ratio of neighbours, with its quartiles and the 95% bootstrap interval of the \

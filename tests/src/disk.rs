@@ -80,10 +80,7 @@ impl Done {
     /// What the agent counted for a device.
     pub fn seen(metrics: &Metrics, device: &str) -> Self {
         let of = |op| Requests::seen(metrics, device, op);
-        let (write, other) = (of("write"), of("other"));
-        // The kernel has no group for zeroes: it counts them as writes.
-        let write = Requests { ios: write.ios + other.ios, bytes: write.bytes + other.bytes };
-        Self { read: of("read"), write, discard: of("discard"), flush: of("flush") }
+        Self { read: of("read"), write: of("write"), discard: of("discard"), flush: of("flush") }
     }
 
     /// What the kernel's statistics (`/sys/block/*/stat`, Documentation/block/stat.rst) say of a device.
@@ -105,7 +102,7 @@ impl Requests {
     pub fn seen(metrics: &Metrics, device: &str, op: &str) -> Self {
         let labels = [("device", device), ("op", op)];
         Self {
-            ios: metrics.sum("siskin_disk_io_seconds_count", &labels) as u64,
+            ios: metrics.sum("siskin_disk_requests_total", &labels) as u64,
             bytes: metrics.sum("siskin_disk_bytes_total", &labels) as u64,
         }
     }

@@ -35,11 +35,11 @@ const AT_START: [&str; 3] = ["tcp_listen", "tcp_adopt", "tcp_listeners"];
 
 /// The maps, as `bpftool map` shows them.
 const MAPS: [&str; 28] = [
-    "alarm",
+    "overload",
     // The read-only globals.
     ".rodata",
     "control",
-    "slots",
+    "program_stats",
     "cgroup_bank",
     "cgroup_notes",
     "cgroup_draft",

@@ -72,17 +72,21 @@ fn without_a_budget_probes_stay_detached_and_the_agent_serves() {
 #[test]
 fn a_load_that_rises_within_a_tick_is_met_before_the_tick_is_over() {
     let agent = Agent::start(&["--budget.cpu=5m", "--log.level=debug"]);
-    let shed = "udp at ";
+    // The line that says so at the level info.
+    let is_shed = |line: &str| line.contains("budget 5.0m") && line.contains("udp at ");
     let begin = Instant::now();
-    while !agent.log().contains(shed) && begin.elapsed() < Duration::from_secs(10) {
+    while !agent.log().lines().any(is_shed) && begin.elapsed() < Duration::from_secs(10) {
         flood(Duration::from_millis(100));
     }
     let log = agent.log();
     let lines: Vec<_> = log.lines().collect();
-    let first = lines.iter().position(|line| line.contains(shed));
+    let first = lines.iter().position(|line| is_shed(line));
     let first = first.unwrap_or_else(|| panic!("the flood is not shed:\n{log}"));
     let tick = lines[..first].iter().rev().find(|line| line.contains("tick of "));
-    assert!(tick.is_some_and(|line| line.contains("ended by Alarm")), "no alarm before it was shed:\n{log}");
+    assert!(
+        tick.is_some_and(|line| line.contains("ended by Overload")),
+        "no overload before it was shed:\n{log}"
+    );
 }
 
 #[test]
@@ -128,7 +132,7 @@ fn a_budget_can_be_changed_by_a_file_and_sighup() {
 fn connections_that_end_without_a_budget_are_not_taken_for_later_ones() {
     const COUNT: f64 = 30.0;
     let file = std::env::temp_dir().join(format!("siskin-pause-{}", std::process::id()));
-    fs::write(&file, "50m\n").expect("a file");
+    fs::write(&file, "1\n").expect("a file");
     let (here, there, other) = (Cgroup::new("client"), Cgroup::new("server"), Cgroup::new("other"));
     let agent = Agent::start(&[&format!("--budget.cpu-file={}", file.display())]);
     let change = |text: &str| {
@@ -181,7 +185,7 @@ fn connections_that_end_without_a_budget_are_not_taken_for_later_ones() {
     // These may get the memory of those.
     let late: Vec<_> = (0..COUNT as u32).map(|_| connect(&mut client, &mut server, 7)).collect();
 
-    change("50m");
+    change("1");
     let deadline = Instant::now() + Duration::from_secs(20);
     while !is_seen() {
         assert!(Instant::now() < deadline, "the probe does not count again\n{}", agent.log());
@@ -219,6 +223,10 @@ fn under_a_load_that_the_budget_cannot_afford_estimates_stay_inside_their_errors
     );
     let error = metrics.one("siskin_estimate_standard_error", &[("metric", "siskin_flow_datagrams_total")]);
     let estimate = sent(&metrics, &cgroup);
-    assert!((estimate - truth).abs() < 5.0 * error, "{estimate} for {truth}, error {error}\n{}", agent.log());
+    assert!(
+        (estimate - truth).abs() <= 5.0 * error,
+        "{estimate} for {truth}, error {error}\n{}",
+        agent.log()
+    );
     assert!(agent.log().contains("budget 5.0m"), "{}", agent.log());
 }

@@ -131,7 +131,12 @@ fn an_agent_driven_past_all_its_tables_serves_no_more_than_the_formula_says() {
     }
     println!("at most {} of {series_limit} series, {} of {bytes_limit} bytes", most[0], most[1]);
 
-    assert!(most[0] as f64 >= 0.9 * series_limit, "the formula says many more than there can be");
+    // Workloads have variances only where the budget asked for estimates, of 11 metrics; and nobody
+    // here sends commands to devices, whose operation is "other": a row of devices and one of each
+    // workload.
+    let unusual = (WORKLOADS + 1) * 11 + 49 + (WORKLOADS + 1) * 2;
+    let usual_limit = series_limit - unusual as f64;
+    assert!(most[0] as f64 >= 0.9 * usual_limit, "the formula says many more than there can be");
     // Tables that are full have as many series as the formula says.
     let flows = [
         "siskin_flow_sent_bytes_total",
@@ -145,7 +150,7 @@ fn an_agent_driven_past_all_its_tables_serves_no_more_than_the_formula_says() {
         (&["siskin_process_comm_execs_total"], COMMS + 2),
         (&["siskin_process_execs_total"], WORKLOADS + 1),
         (&["siskin_tcp_connections_failed_total"], (WORKLOADS + 1) * 4),
-        (&["siskin_disk_bytes_total"], (DEVICES + 1) * 5),
+        (&["siskin_disk_bytes_total"], DEVICES * 5 + 4),
     ] {
         assert_eq!(count(&metrics, names), series, "{names:?} in\n{}", metrics.text);
     }

@@ -91,7 +91,7 @@ fn discards_of_a_loop_device_are_what_was_asked_and_what_the_kernel_counts() {
 }
 
 #[test]
-fn zeroes_written_to_a_loop_device_are_other_requests_where_the_kernel_counts_writes() {
+fn zeroes_written_to_a_loop_device_are_writes_as_the_kernel_counts_them() {
     let (agent, device) = (Agent::start(&[]), LoopDevice::new(4 * MIB));
     let (before, by_kernel) = (agent.scrape(), Done::by_kernel(&device.name));
     device.write_zeroes(0, 65_536);
@@ -101,9 +101,24 @@ fn zeroes_written_to_a_loop_device_are_other_requests_where_the_kernel_counts_wr
     let after = agent.scrape();
     let seen = Done::seen(&after, &device.name) - Done::seen(&before, &device.name);
     assert_eq!(seen, by_kernel);
-    let other =
-        Requests::seen(&after, &device.name, "other") - Requests::seen(&before, &device.name, "other");
-    assert_eq!(other, requests(1, 65_536));
+}
+
+#[test]
+fn requests_of_a_queue_that_keeps_no_statistics_are_counted_by_the_program() {
+    let (agent, device) = (Agent::start(&[]), LoopDevice::new(4 * MIB));
+    let iostats = format!("/sys/block/{}/queue/iostats", device.name);
+    let before = agent.scrape();
+    let by_kernel = Done::by_kernel(&device.name);
+    // On, off and on again between two readings: each request is counted once, by one of both.
+    for (turn, keeps) in [true, false, true].into_iter().enumerate() {
+        fs::write(&iostats, if keeps { "1" } else { "0" }).expect("a queue that can be told");
+        (0..10 + turn as u64).for_each(|number| device.write(number * 4096, 4096).expect("a write"));
+    }
+    let counted = Done { write: requests(22, 22 * 4096), ..Done::default() };
+    assert_eq!(device.kernel_since(by_kernel, counted), counted, "the kernel's statistics");
+    let after = agent.scrape();
+    let seen = Requests::seen(&after, &device.name, "write") - Requests::seen(&before, &device.name, "write");
+    assert_eq!(seen, requests(33, 33 * 4096));
 }
 
 #[test]

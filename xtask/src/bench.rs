@@ -29,7 +29,7 @@ const HEAD: &str = "<!-- Written by `cargo xtask bench NAME --write`, section by
 enum Bench {
     /// Nanoseconds per event of every program, beside an empty program's
     Probes,
-    /// Cost against budget and estimates against truth, under load that fills the machine
+    /// Cost against budget, estimates against truth and optimum, under load that fills the machine
     Budget,
     /// Throughput of workloads with and without the agent
     Workload,
@@ -68,9 +68,9 @@ pub struct Options {
     /// A budget to measure, as --budget.cpu takes it; may be given several times (budget)
     #[arg(long, value_name = "CPU")]
     cpu: Vec<String>,
-    /// Without --budget.strict (budget)
-    #[arg(long)]
-    lax: bool,
+    /// Only steps whose name contains one of these words, separated by commas (budget)
+    #[arg(long, value_name = "WORD,...")]
+    only: Option<String>,
     /// Measure this agent instead of building one
     #[arg(long, value_name = "FILE")]
     agent: Option<PathBuf>,
@@ -106,8 +106,8 @@ pub fn bench(toolchain: &Toolchain, options: &Options) -> Result<()> {
     for cpu in &options.cpu {
         command.args(["--cpu", cpu]);
     }
-    if options.lax {
-        command.arg("--lax");
+    if let Some(only) = &options.only {
+        command.args(["--only", only]);
     }
     match options.bench {
         Bench::Probes => command.arg("--empty-object").arg(empty),
@@ -128,9 +128,10 @@ pub fn bench(toolchain: &Toolchain, options: &Options) -> Result<()> {
 }
 
 fn build(toolchain: &Toolchain) -> Result<PathBuf> {
-    step("building the load makers", || {
+    step("building the load generators", || {
         let mut cargo = toolchain.cargo();
-        // A load maker that fails must still end the agent that it started, which dropping does.
+        // A load generator that fails must still end the agent that it started, which dropping
+        // does.
         cargo.env("CARGO_PROFILE_RELEASE_PANIC", "unwind").env("CARGO_PROFILE_RELEASE_LTO", "off");
         steps::run(cargo.args(["build", "--release", "--package", "siskin-bench"]))
     })?;

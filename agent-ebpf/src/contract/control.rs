@@ -75,8 +75,8 @@ pub struct Control {
     pub sockets: u64,
     /// Sockets that may carry one. Written by user space.
     pub sockets_limit: u64,
-    /// 1 once connections went by that were not followed because of the CPU budget, until those still alive are adopted. Set by
-    /// both sides, cleared by user space.
+    /// 1 once connections passed that were not followed because of the CPU budget, until those
+    /// still alive are adopted. Set by both sides, cleared by user space.
     pub tcp_shed: u64,
     /// How each probe's events are sampled. Written by user space.
     pub rates: [Rate; PROBES],

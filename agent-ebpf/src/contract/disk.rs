@@ -2,21 +2,22 @@
 
 use super::{LOSSES, Latency, words::made_of_words};
 
-made_of_words!(DiskRow, DiskBank, DiskWorkloadRow);
+made_of_words!(DiskRow, DiskUncounted, DiskBank, DiskWorkloadRow);
 
-/// What a block request does.
+/// What a block request does, in the groups of the kernel's own statistics (`op_stat_group`,
+/// include/linux/blk_types.h, 6.18).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(usize)]
 pub enum DiskOp {
     /// Reads.
     Read,
-    /// Writes, also zone appends.
+    /// Writes, also zone appends, write zeroes and secure erases.
     Write,
     /// Flushes of the device's cache.
     Flush,
-    /// Discards and secure erases.
+    /// Discards.
     Discard,
-    /// Everything else: write zeroes, zone management, passthrough commands.
+    /// Passthrough commands.
     Other,
 }
 
@@ -50,6 +51,21 @@ pub struct DiskKey {
     pub padding: u32,
 }
 
+/// Requests that are not in the kernel's own statistics of the device: its queue keeps none
+/// (queue/iostats is 0), or not of such requests.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DiskUncounted {
+    /// Requests completed.
+    pub ios: u64,
+    /// Bytes moved.
+    pub bytes: u64,
+    /// The variance that sampling adds to the requests.
+    pub ios_variance: u64,
+    /// The variance that sampling adds to the bytes, in units of 512 bytes squared.
+    pub bytes_variance: u64,
+}
+
 /// Block requests of one device and operation.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +74,8 @@ pub struct DiskRow {
     pub ios: u64,
     /// Bytes moved.
     pub bytes: u64,
+    /// Those of them that only the programs count.
+    pub uncounted: DiskUncounted,
     /// Requests that failed; never sampled.
     pub errors: u64,
     /// Nanoseconds from queueing to completion.
@@ -66,7 +84,8 @@ pub struct DiskRow {
     pub device: Latency,
 }
 
-/// Totals over all devices and operations, which are the totals over all workloads too.
+/// Totals over all devices and operations, which are the totals over all workloads too, with the
+/// variances that sampling adds.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DiskTotal {
@@ -78,20 +97,12 @@ pub struct DiskTotal {
     pub total_ns: u64,
     /// Nanoseconds of device latencies.
     pub device_ns: u64,
-}
-
-/// Variances of the totals over all devices and operations, which are the totals over all workloads too.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
-pub struct DiskVariance {
-    /// Of requests.
-    pub ios: u64,
-    /// Of bytes, in units of 512 bytes squared.
-    pub bytes: u64,
-    /// Of the sum of total latencies, in units of 256 ns squared.
-    pub total: u64,
-    /// Of the sum of device latencies, in units of 256 ns squared.
-    pub device: u64,
+    /// Variance of bytes, in units of 512 bytes squared.
+    pub bytes_variance: u64,
+    /// Variance of the sum of total latencies, in units of 256 ns squared.
+    pub total_variance: u64,
+    /// Variance of the sum of device latencies, in units of 256 ns squared.
+    pub device_variance: u64,
 }
 
 /// The disk probe's per-CPU bank.
@@ -104,8 +115,6 @@ pub struct DiskBank {
     pub workload_other: [DiskWorkloadRow; 5],
     /// Totals over all devices and operations.
     pub total: DiskTotal,
-    /// Their variances.
-    pub variance: DiskVariance,
     /// Losses by [`Loss`](crate::Loss).
     pub lost: [u64; LOSSES],
 }
@@ -130,4 +139,8 @@ pub struct DiskWorkloadRow {
     pub ios: u64,
     /// Bytes moved.
     pub bytes: u64,
+    /// The variance that sampling adds to the requests.
+    pub ios_variance: u64,
+    /// The variance that sampling adds to the bytes, in units of 512 bytes squared.
+    pub bytes_variance: u64,
 }

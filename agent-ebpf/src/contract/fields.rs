@@ -108,6 +108,7 @@ macro_rules! kernel_facts {
                 RQ_FLAGS = "request" "rq_flags" 4 Required [Disk];
                 RQ_DATA_LEN = "request" "__data_len" 4 Required [Disk];
                 RQ_BIO = "request" "bio" 8 Required [Disk];
+                RQ_PART = "request" "part" 8 Required [Disk];
                 RQ_START = "request" "start_time_ns" 8 Required [Disk];
                 RQ_IO_START = "request" "io_start_time_ns" 8 Required [Disk];
                 RQ_DISK = "request" "rq_disk" 8 Optional [Disk];
@@ -128,7 +129,6 @@ macro_rules! kernel_facts {
                 SOCK_DONE = "SOCK_DONE" 1;
                 RQF_FLUSH_SEQ = "__RQF_FLUSH_SEQ" 4;
                 RQF_IO_STAT = "__RQF_IO_STAT" 13;
-                REQ_OP_ZONE_APPEND = "REQ_OP_ZONE_APPEND" 13;
                 IO_CONTROLLER = "io_cgrp_id" 31;
             }
             flags {

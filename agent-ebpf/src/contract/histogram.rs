@@ -14,6 +14,9 @@ pub struct Histogram<const MIN_EXP: u32, const N: usize> {
     pub sum: u64,
 }
 
+// SAFETY: repr(C), and every member is a u64 or an array of them.
+unsafe impl<const MIN_EXP: u32, const N: usize> crate::Words for Histogram<MIN_EXP, N> {}
+
 /// Latencies in nanoseconds, from 4 µs to 69 s in 24 octaves.
 pub type Latency = Histogram<12, 50>;
 /// Lifetimes in nanoseconds, from 1 ms to 13 days in 30 octaves.

@@ -2,7 +2,7 @@
 
 use super::{Probe, Sampler, words::made_of_words};
 
-made_of_words!(Slots);
+made_of_words!(AllStats);
 
 /// A program that runs on events. Iterators are not among them: they run inside the agent's own system calls and are
 /// part of its process's time.
@@ -63,6 +63,11 @@ impl Program {
         }
     }
 
+    /// Whether it reads the clock for each event that it does the whole work on.
+    pub const fn reads_clock(self) -> bool {
+        matches!(self, Self::ProcessExit | Self::TcpState | Self::DiskComplete)
+    }
+
     /// The program's name in the kernel.
     pub const fn name(self) -> &'static str {
         use super::program;
@@ -82,43 +87,91 @@ impl Program {
     }
 }
 
-impl Slot {
-    /// Counts a run; says whether it is the one that rings the alarm: so many within a tick cost more than was planned for all of it.
+/// Runs of one program on one CPU, a few of which are timed.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Timed {
+    /// Runs that were timed.
+    pub runs: u64,
+    /// Nanoseconds that they took, each at most so many times the mean.
+    pub ns: u64,
+    /// Which run is the next to be timed.
+    next: u64,
+}
+
+/// A timed run counts for at most so many times the mean of those before: an interrupt inside one
+/// of them is not what the program costs.
+const TRIM: u64 = 8;
+/// The mean before anything was timed, in nanoseconds.
+const PRIOR_NS: u64 = 500;
+
+impl Timed {
+    /// Whether run `number` is to be timed: one in `gap` at random, and more often at first.
+    /// `random` is asked when it is.
     #[inline(always)]
-    pub fn run(&mut self, tick: u64, alarm_runs: u64) -> bool {
-        if self.tick != tick {
-            self.tick = tick;
-            self.runs_before = self.runs;
+    pub fn is_due(&mut self, number: u64, gap: u64, random: impl FnOnce() -> u32) -> bool {
+        if number < self.next {
+            return false;
         }
+        let early = number / 16 + 1;
+        let gap = if early < gap { early } else { gap };
+        // From 1 to 2 gap - 1, `gap` in the mean.
+        self.next = number + 1 + ((u64::from(random()) * (2 * gap - 1)) >> 32);
+        true
+    }
+
+    /// Adds a timed run.
+    #[inline(always)]
+    pub fn add(&mut self, ns: u64) {
+        // A division that may fail is code for a panic, which a program has no place for.
+        let most = (TRIM * (self.ns + PRIOR_NS)).checked_div(self.runs + 1).unwrap_or(ns);
+        self.ns += if ns < most { ns } else { most };
         self.runs += 1;
-        self.runs - self.runs_before == alarm_runs
     }
 }
 
 /// One program on one CPU. Only that program writes it. Before 6.1 it may interrupt itself, which can lose a count and no more.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Slot {
+pub struct ProgramStats {
     /// Times it ran.
     pub runs: u64,
     /// The tick in which it ran last.
     pub tick: u64,
     /// Times it had run before that tick.
     pub runs_before: u64,
-    /// Runs that went all the way: for a sampled program those whose event was taken, else all.
-    pub full_runs: u64,
-    /// Nanoseconds that full runs took, from the first clock reading to the last.
-    pub busy_ns: u64,
+    /// Some of its runs, each until the event is skipped or the work on it begins.
+    pub run_time: Timed,
+    /// The clock alone, read twice before each of those.
+    pub clock_time: Timed,
+    /// Runs that did the whole work: of a sampled program those whose event was sampled, else all.
+    pub sampled_runs: u64,
+    /// Some of those, from where the work on the event begins.
+    pub sampled_time: Timed,
     /// Its sampling.
     pub sampler: Sampler,
 }
 
-/// Every program on one CPU: the element of the `slots` map.
+impl ProgramStats {
+    /// Counts a run; says whether it is the one that notifies user space: so many within a tick
+    /// cost more than may be spent in it.
+    #[inline(always)]
+    pub fn run(&mut self, tick: u64, overload_runs: u64) -> bool {
+        if self.tick != tick {
+            self.tick = tick;
+            self.runs_before = self.runs;
+        }
+        self.runs += 1;
+        self.runs - self.runs_before == overload_runs
+    }
+}
+
+/// Every program on one CPU: the element of the `program_stats` map.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Slots {
+pub struct AllStats {
     /// By [`Program`].
-    pub of: [Slot; PROGRAMS],
+    pub programs: [ProgramStats; PROGRAMS],
 }
 
 #[cfg(test)]
@@ -126,14 +179,49 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_alarm_is_rung_once_a_tick_and_only_by_too_many_runs() {
-        let mut slot = Slot::default();
-        let mut rung = |tick, runs| (0..runs).filter(|_| slot.run(tick, 10)).count();
-        assert_eq!(rung(1, 9), 0);
-        assert_eq!(rung(2, 9), 0);
-        assert_eq!(rung(2, 100), 1);
-        assert_eq!(rung(3, 10), 1);
-        assert_eq!((0..100).filter(|_| slot.run(4, 0)).count(), 0, "no limit");
-        assert_eq!(slot.runs, 9 + 9 + 100 + 10 + 100);
+    fn an_overload_is_notified_once_a_tick_and_only_by_too_many_runs() {
+        let mut stats = ProgramStats::default();
+        let mut notified = |tick, runs| (0..runs).filter(|_| stats.run(tick, 10)).count();
+        assert_eq!(notified(1, 9), 0);
+        assert_eq!(notified(2, 9), 0);
+        assert_eq!(notified(2, 100), 1);
+        assert_eq!(notified(3, 10), 1);
+        assert_eq!((0..100).filter(|_| stats.run(4, 0)).count(), 0, "no limit");
+        assert_eq!(stats.runs, 9 + 9 + 100 + 10 + 100);
+    }
+
+    /// Numbers as the kernel's helper gives them, from a generator of 64 bits.
+    fn random(state: &mut u64) -> u32 {
+        *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (*state >> 32) as u32
+    }
+
+    #[test]
+    fn one_run_in_a_thousand_is_timed_in_the_long_run_and_many_at_first() {
+        let (mut timed, mut state) = (Timed::default(), 1);
+        let mut due =
+            |from, to| (from..to).filter(|run| timed.is_due(*run, 1000, || random(&mut state))).count();
+        assert!((8..=64).contains(&due(0, 64)));
+        due(64, 20_000);
+        let late = due(20_000, 2_020_000);
+        assert!((1850..=2150).contains(&late), "{late}");
+    }
+
+    #[test]
+    fn an_interrupt_inside_a_timed_run_hardly_changes_the_mean() {
+        let mut timed = Timed::default();
+        for run in 0..10_000 {
+            timed.add(if run % 1000 == 500 { 100_000 } else { 80 });
+        }
+        let mean = timed.ns as f64 / timed.runs as f64;
+        assert!((80.0..82.0).contains(&mean), "{mean}");
+    }
+
+    #[test]
+    fn a_program_that_is_always_slow_is_believed_soon() {
+        let mut timed = Timed::default();
+        (0..200).for_each(|_| timed.add(50_000));
+        let mean = timed.ns as f64 / timed.runs as f64;
+        assert!(mean > 45_000.0, "{mean}");
     }
 }

@@ -16,14 +16,17 @@ mod words;
 pub use cgroup::{CGROUP_PATH_WORDS, CgroupBank, CgroupKey, CgroupNote};
 pub use control::{Control, LOSSES, Loss, PROBES, Probe, TABLES, Table};
 pub use disk::{
-    DiskBank, DiskKey, DiskOp, DiskRow, DiskTotal, DiskVariance, DiskWorkloadKey, DiskWorkloadRow,
+    DiskBank, DiskKey, DiskOp, DiskRow, DiskTotal, DiskUncounted, DiskWorkloadKey, DiskWorkloadRow,
 };
 pub use fields::{ABSENT, Bits, Need};
 pub use histogram::{Histogram, Latency, Lifetime};
-pub use meter::{PROGRAMS, Program, Slot, Slots};
+pub use meter::{AllStats, PROGRAMS, Program, ProgramStats, Timed};
 pub use names::{map, program};
 pub use process::{CommRow, Exited, Outcome, ProcessBank, ProcessRow};
-pub use sampling::{MAX_PERIOD_LOG2, Rate, Sampler, variance};
-pub use tcp::{Failure, FlowKey, FlowRow, Listener, PROTOCOL_TCP, Role, Socket, TcpBank, TcpEvents, TcpRow};
-pub use udp::{PROTOCOL_UDP, UdpBank, UdpRow, UdpVariance};
+pub use sampling::{MAX_PERIOD, Rate, Sampler, Weight};
+pub use tcp::{
+    ConnectionCount, Failure, FlowKey, FlowRow, Listener, PROTOCOL_TCP, Role, Socket, SocketCounters,
+    TcpBank, TcpEvents, TcpRow,
+};
+pub use udp::{PROTOCOL_UDP, UdpBank, UdpRow, UdpTotal};
 pub use words::Words;

@@ -6,9 +6,10 @@ pub mod map {
     /// What user space tells the programs, and a few shared counts; one element, memory-mapped by user space.
     pub const CONTROL: &str = "control";
     /// What the programs note about themselves, per CPU.
-    pub const SLOTS: &str = "slots";
-    /// Wakes user space when programs ran more often within a tick than was planned for. Carries no measurement.
-    pub const ALARM: &str = "alarm";
+    pub const PROGRAM_STATS: &str = "program_stats";
+    /// Wakes user space when programs ran so often within a tick that it costs what may be spent.
+    /// Carries no measurement.
+    pub const OVERLOAD: &str = "overload";
     /// Losses of the cgroup probe, per CPU.
     pub const CGROUP_BANK: &str = "cgroup_bank";
     /// Cgroups that came or went since user space last looked.

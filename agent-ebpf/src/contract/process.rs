@@ -55,6 +55,8 @@ pub struct ProcessRow {
     pub exits: [u64; 3],
     /// Processes that ended after the OOM killer chose them.
     pub oom_kills: u64,
+    /// The variance that sampling adds to execs, forks and exits.
+    pub variance: [u64; 3],
 }
 
 /// Execs under one command name.
@@ -71,12 +73,8 @@ pub struct CommRow {
 pub struct ProcessBank {
     /// Nanoseconds from a process's start to its end.
     pub lifetime: Lifetime,
-    /// Execs, forks and exits over all workloads.
-    pub total: [u64; 3],
-    /// The variance that draws bring to the sum of lifetimes, in units of 2^16 ns squared.
+    /// The variance that sampling adds to the sum of lifetimes, in units of 2^16 ns squared.
     pub lifetime_variance: u64,
-    /// The variance that draws bring to the number of exits, as estimated in the same way.
-    pub exits_variance: u64,
     /// What did not fit the table of processes by cgroup.
     pub other: ProcessRow,
     /// What did not fit the table of command names.

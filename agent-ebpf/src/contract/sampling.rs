@@ -1,107 +1,257 @@
-//! Weighted sampling: which events are taken, and what a taken event stands for. The programs run this on a slot of
-//! their own per CPU; statistical tests run the same code on simulated streams.
+//! Weighted sampling: which events are sampled, and what a sampled event stands for. The programs
+//! run this on their own statistics per CPU; statistical tests run the same code on simulated
+//! streams.
 //!
-//! Every event is taken by an independent draw with probability 1/N, N a power of two. That is the same as a countdown
-//! over random gaps with mean N (the gaps are geometric), needs no logarithm, has no gap that outlives a change of N, and
-//! counts all events on the way. N depends only on what happened before the event, so a taken event's weight N makes
-//! every total unbiased whatever N did meanwhile; the sum of N(N-1)v² over taken events estimates the variance of a
-//! total of v (Horvitz and Thompson's estimator for independent draws).
+//! Every event is sampled independently with probability 1/N, for any integer N. A program that is
+//! attached for 1/D of the time sees each event with probability 1/D. N and D depend only on what
+//! happened before the event, so the weight N x D makes every total unbiased whatever N and D did
+//! meanwhile. The sum of (D v)² N(N-1) over sampled events estimates the variance that sampling
+//! adds to a total of v (Horvitz and Thompson's estimator for independent draws). What being
+//! attached for a share of the time adds is estimated in user space, from one window to the next.
 
-/// Largest period, as a power of two: one event in a million.
-pub const MAX_PERIOD_LOG2: u64 = 20;
+/// Largest weight N x D: one event in a million is sampled.
+pub const MAX_PERIOD: u64 = 1 << 20;
 
-/// What the operator's budget says at the moment; the same for all CPUs.
+/// Largest D.
+pub const MAX_DUTY: u64 = 256;
+
+/// Bits of a random number that are compared: with a period of at most 2^20 the product fits a
+/// word.
+const RANDOM_BITS: u32 = 44;
+
+/// How the events of a probe are sampled; the same for all CPUs. Words of zero are those of a map
+/// that nobody wrote yet.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Rate {
-    /// The period N as a power of two.
-    pub period_log2: u64,
-    /// The program is attached for 1 in 2^this of the time: what it takes then stands for the rest as well.
-    pub duty_log2: u64,
-    /// Number of the controller's tick. A CPU's allowance begins anew with each.
+    /// The period N: one event in N is sampled. 0 is 1.
+    pub period: u64,
+    /// The program is attached for one part in this of the time. 0 is 1.
+    pub duty: u64,
+    /// Number of the budget's tick. A CPU's allowance begins anew with each.
     pub tick: u64,
-    /// Events that one CPU takes per tick before it doubles its own period; 0 is no limit.
+    /// Events that one CPU samples per tick before its own period becomes four times as long; 0 is
+    /// no limit.
     pub allowance: u64,
-    /// Runs of a program on one CPU within a tick at which it rings the alarm; 0 is never.
-    pub alarm_runs: u64,
+    /// Runs of a program on one CPU within a tick at which it notifies user space of the overload;
+    /// 0 is never.
+    pub overload_runs: u64,
 }
 
-/// One program's sampling state on one CPU. Only that program writes it, and a program does not interrupt itself.
+impl Rate {
+    /// The part of the time for which the program is attached, as one in this many.
+    #[inline(always)]
+    pub fn duty(&self) -> u64 {
+        if self.duty == 0 { 1 } else { self.duty }
+    }
+}
+
+/// What a sampled event stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Weight {
+    /// N times D.
+    total: u64,
+    /// N.
+    period: u64,
+}
+
+impl Weight {
+    /// The event stands for itself alone.
+    pub const ONE: Self = Self { total: 1, period: 1 };
+
+    /// The event is skipped. Not an `Option`: what is in one that is none is undefined, and the
+    /// compiler may copy it, which the verifier of older kernels does not take.
+    pub const NOTHING: Self = Self { total: 0, period: 0 };
+
+    /// One event in `period`, of a program that is attached for one part in `duty` of the time.
+    #[inline(always)]
+    pub const fn new(period: u64, duty: u64) -> Self {
+        Self { total: period * duty, period }
+    }
+
+    /// Whether the event is skipped.
+    #[inline(always)]
+    pub const fn is_nothing(self) -> bool {
+        self.total == 0
+    }
+
+    /// Whether the event stands for itself alone.
+    #[inline(always)]
+    pub const fn is_one(self) -> bool {
+        self.total == 1
+    }
+
+    /// Whether other events were skipped for this one.
+    #[inline(always)]
+    pub const fn is_sampled(self) -> bool {
+        self.period > 1
+    }
+
+    /// What the event adds to a total of `value`.
+    #[inline(always)]
+    pub const fn of(self, value: u64) -> u64 {
+        value * self.total
+    }
+
+    /// What sampling adds to the variance of a total of `value`: (D v)² N(N-1), in units of 2^(2
+    /// `unit_log2`); below 2^62.
+    #[inline(always)]
+    pub const fn variance(self, value: u64, unit_log2: u32) -> u64 {
+        const MOST: u64 = 1 << 31;
+        const MOST_VALUE: u64 = 1 << 43;
+        let value = if value < MOST_VALUE { value } else { MOST_VALUE };
+        // At most 2^63. The unit is taken off the square where that fits a word, so that small
+        // values count too.
+        let weighted = value * self.total;
+        let square = if weighted < MOST {
+            (weighted * weighted) >> (2 * unit_log2)
+        } else {
+            let units = weighted >> unit_log2;
+            let units = if units < MOST { units } else { MOST - 1 };
+            units * units
+        };
+        // A division that may fail is code for a panic, which a program has no place for.
+        match square.checked_div(self.period) {
+            Some(rest) => square - rest,
+            None => 0,
+        }
+    }
+}
+
+/// The sampling of one program on one CPU. Only that program writes it, and a program does not
+/// interrupt itself.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sampler {
-    /// State of the random numbers; 0 before the first event.
+    /// State of the random numbers; 0 before the first that is needed.
     pub random: u64,
-    /// Events seen, taken or not.
+    /// Events seen while attached, sampled or not.
     pub events: u64,
-    /// Events taken.
-    pub taken: u64,
-    /// The tick that `spent` and `doublings` are about.
+    /// Events sampled.
+    pub sampled: u64,
+    /// The sum of D over all events seen: what the sum of weights would be if all were sampled.
+    pub passed: u64,
+    /// The sum of the weights of the sampled events.
+    pub estimated: u64,
+    /// The variance that sampling adds to `estimated`: the sum of D²(N-1) over all events seen,
+    /// sampled or not. It is known and not estimated, so it is right also when nothing was sampled.
+    pub count_variance: u64,
+    /// The same, estimated from the sampled events alone: the sum of D² N(N-1). Beside the same sum
+    /// of (D v)² N(N-1) it gives the mean square of v.
+    pub sampled_variance: u64,
+    /// The tick that `spent` and `stretches` are about.
     pub tick: u64,
-    /// Events taken since the period last changed within the tick.
+    /// Events sampled since the period last changed within the tick.
     pub spent: u64,
-    /// How often the period was doubled within the tick because the allowance was spent.
-    pub doublings: u64,
-    /// The variance of the count that the taken events stand for: the sum of D²(N-1) over all events seen, taken or not. It is
-    /// known and not estimated, so a count's error is right also when nothing was taken.
-    pub spread: u64,
+    /// How often the period became four times as long within the tick because the allowance was
+    /// spent.
+    pub stretches: u64,
 }
 
 impl Sampler {
-    /// The period for the next event on this CPU, as a power of two.
-    #[inline(always)]
-    pub fn period_log2(&self, rate: &Rate) -> u64 {
-        if self.tick == rate.tick { rate.period_log2 + self.doublings } else { rate.period_log2 }
+    /// What was counted since `last`, an earlier state.
+    pub fn since(&self, last: &Self) -> Self {
+        Self {
+            random: 0,
+            events: self.events.wrapping_sub(last.events),
+            sampled: self.sampled.wrapping_sub(last.sampled),
+            passed: self.passed.wrapping_sub(last.passed),
+            estimated: self.estimated.wrapping_sub(last.estimated),
+            count_variance: self.count_variance.wrapping_sub(last.count_variance),
+            sampled_variance: self.sampled_variance.wrapping_sub(last.sampled_variance),
+            tick: 0,
+            spent: 0,
+            stretches: 0,
+        }
     }
 
-    /// Takes the event, with the logarithm of its weight, or passes it over. `seed` is asked once.
-    ///
-    /// A burst inside a tick is bounded: each time a CPU has taken its allowance it doubles its period, so the taken events
-    /// of a tick grow with the logarithm of the burst only.
+    /// Whether every event was sampled and stands for itself alone.
+    pub fn is_exact(&self) -> bool {
+        self.sampled == self.events && self.passed == self.events
+    }
+
+    /// The period of the next event on this CPU.
     #[inline(always)]
-    pub fn take(&mut self, rate: &Rate, seed: impl FnOnce() -> u64) -> Option<u64> {
-        self.events = self.events.wrapping_add(1);
-        let weight_log2 = self.period_log2(rate);
+    pub fn period(&self, rate: &Rate) -> u64 {
+        let period = if rate.period == 0 { 1 } else { rate.period };
+        if self.tick != rate.tick {
+            return period;
+        }
+        let stretches = if self.stretches < 10 { self.stretches } else { 10 };
+        let period = period << (2 * stretches);
+        let most = if rate.duty() == 1 { MAX_PERIOD } else { MAX_PERIOD / MAX_DUTY };
+        if period < most { period } else { most }
+    }
+
+    /// Samples the event or skips it: what it weighs, [`Weight::NOTHING`] when it is skipped.
+    /// `seed` is asked once.
+    ///
+    /// A burst inside a tick is bounded: each time a CPU has used up its allowance its period
+    /// becomes four times as long, so the events sampled in a tick grow with the logarithm of the
+    /// burst only.
+    #[inline(always)]
+    pub fn sample(&mut self, rate: &Rate, seed: impl FnOnce() -> u64) -> Weight {
+        let (period, duty) = (self.period(rate), rate.duty());
+        self.events += 1;
+        self.passed += duty;
         if self.tick != rate.tick {
             self.tick = rate.tick;
             self.spent = 0;
-            self.doublings = 0;
+            self.stretches = 0;
         }
-        if weight_log2 == 0 && rate.allowance == 0 {
-            self.taken += 1;
-            return Some(rate.duty_log2);
+        let weight = Weight::new(period, duty);
+        if period > 1 {
+            self.count_variance = self.count_variance.wrapping_add((period - 1) * duty * duty);
+            // xorshift64 (Marsaglia 2003) with a multiplication to mix the low bits into the high
+            // ones (Vigna 2016).
+            let mut random = if self.random == 0 { seed() | 1 } else { self.random };
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            self.random = random;
+            let random = random.wrapping_mul(0x2545_f491_4f6c_dd1d) >> (64 - RANDOM_BITS);
+            if (random * period) >> RANDOM_BITS != 0 {
+                return Weight::NOTHING;
+            }
+            self.sampled_variance = self.sampled_variance.wrapping_add((period - 1) * period * duty * duty);
         }
-        // At most MAX_PERIOD_LOG2, and where the verifier sees it.
-        let weight_log2 = if weight_log2 < MAX_PERIOD_LOG2 { weight_log2 } else { MAX_PERIOD_LOG2 };
-        self.spread = self.spread.wrapping_add(((1 << weight_log2) - 1) << (2 * (rate.duty_log2 & 15)));
-        // xorshift64 (Marsaglia 2003) with a multiplication to mix the low bits into the high ones (Vigna 2016).
-        let mut random = if self.random == 0 { seed() | 1 } else { self.random };
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        self.random = random;
-        if random.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 44 & ((1 << weight_log2) - 1) != 0 {
-            return None;
-        }
-        self.taken += 1;
+        self.sampled += 1;
+        self.estimated += weight.total;
         self.spent += 1;
         if rate.allowance != 0 && self.spent >= rate.allowance {
             self.spent = 0;
-            self.doublings += 1;
+            self.stretches += 1;
         }
-        Some(weight_log2 + rate.duty_log2)
+        weight
     }
 }
 
-/// What a taken event adds to a variance: N(N-1) v², with N given as its logarithm; at most 2^62.
-#[inline(always)]
-pub const fn variance(weight_log2: u64, value: u64) -> u64 {
-    const MOST: u64 = 1 << 62;
-    let value = if value < 1 << 31 { value } else { (1 << 31) - 1 };
-    let square = value * value;
-    // Without a multiplication of 128 bits, which BPF has not.
-    if square > MOST >> (2 * weight_log2) {
-        return MOST;
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_variance_is_that_of_its_formula(
+            period in 1u64..=1024, duty in 1u64..=256, value in 0u64..1 << 20, unit_log2 in 0u32..10,
+        ) {
+            let unit = f64::from(1 << unit_log2);
+            let exact = (duty as f64 * value as f64 / unit).powi(2) * period as f64 * (period - 1) as f64;
+            let variance = Weight::new(period, duty).variance(value, unit_log2) as f64;
+            let most = 2f64.powi(62);
+            let off = (variance - exact.min(most)).abs();
+            prop_assert!(off <= 3.0 + exact * 1e-6 || exact > most / 4.0, "{variance} for {exact}");
+        }
     }
-    (square << (2 * weight_log2)) - (square << weight_log2)
+
+    #[test]
+    fn stretches_end_at_the_largest_period() {
+        let rate = Rate { period: 3, allowance: 1, ..Rate::default() };
+        let mut sampler = Sampler { stretches: 100, ..Sampler::default() };
+        assert_eq!(sampler.period(&rate), MAX_PERIOD);
+        assert_eq!(Rate::default().duty(), 1);
+        sampler.tick = 7;
+        assert_eq!(sampler.period(&rate), 3, "of another tick");
+    }
 }

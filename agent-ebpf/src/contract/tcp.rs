@@ -79,9 +79,26 @@ pub struct TcpRow {
     pub failed: [u64; 4],
     /// Segments retransmitted.
     pub retransmits: u64,
+    /// The part of `opened` that stands for more than was seen, by the weights of the events.
+    pub opened_sampled: [u64; 2],
+    /// The variance that sampling adds to the connections established, over both roles.
+    pub opened_variance: u64,
+    /// The variance that sampling adds to the connections that ended in an error, over all reasons.
+    pub failed_variance: u64,
 }
 
-/// Totals of what connections' beginnings and ends brought, without what sweeps add, or their variances.
+/// Beginnings or ends of connections that are not followed, which are sampled one by one.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ConnectionCount {
+    /// The sum of D over all of them: what the sum of weights would be if all were sampled.
+    pub passed: u64,
+    /// The sum of the weights of those that were sampled.
+    pub estimated: u64,
+}
+
+/// Totals of what connections' beginnings and ends add, without what sweeps add, or their
+/// variances.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TcpEvents {
@@ -119,8 +136,12 @@ pub struct TcpBank {
     pub swept: u64,
     /// What was added for events, by their weights.
     pub events: TcpEvents,
-    /// The variance that the draws bring to that.
+    /// The variance that sampling adds to that.
     pub variance: TcpEvents,
+    /// Beginnings of connections that are not followed.
+    pub opened: ConnectionCount,
+    /// Ends of connections that are not followed.
+    pub ended: ConnectionCount,
     /// Losses by [`Loss`](crate::Loss).
     pub lost: [u64; LOSSES],
 }
@@ -146,10 +167,10 @@ pub struct FlowKey {
     pub padding: u32,
 }
 
-/// What one flow moved.
+/// What a socket moved.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
-pub struct FlowRow {
+pub struct SocketCounters {
     /// Payload bytes sent, each byte once.
     pub sent_bytes: u64,
     /// Payload bytes received, each byte once.
@@ -158,6 +179,18 @@ pub struct FlowRow {
     pub connections: u64,
     /// Segments retransmitted.
     pub retransmits: u64,
+}
+
+/// What one flow moved.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FlowRow {
+    /// What its sockets moved.
+    pub moved: SocketCounters,
+    /// The part of that which stands for more than was seen, by the weights of the events.
+    pub sampled: SocketCounters,
+    /// The variance that sampling adds; bytes in units of 16 bytes squared.
+    pub variance: SocketCounters,
 }
 
 /// What the TCP probe keeps in each socket it follows.
@@ -171,7 +204,7 @@ pub struct Socket {
     /// 1 once established.
     pub established: u64,
     /// What was added to the flow's row already.
-    pub counted: FlowRow,
+    pub counted: SocketCounters,
 }
 
 /// A listening port.

@@ -1,72 +1,166 @@
 //! What Siskin costs: its programs in the kernel, by their own clock, and its process.
 //!
-//! The kernel's own statistics of programs need CAP_SYS_ADMIN and leave out what a hook costs before the program begins.
-//! Here each full run times itself, and every run adds what the hook's dispatch and the short path of a run that is passed over
-//! take, calibrated at start. The programs count all their runs, so that is exact also when they sample.
+//! The kernel's own statistics of programs need CAP_SYS_ADMIN and leave out what a hook costs
+//! before the program begins. Here every program counts its runs and times a random few of them:
+//! until its event is skipped or the work on it begins, and the work. Each program's cost is so
+//! measured where it arises; only the hook's dispatch, which is over before the program begins, is
+//! a constant.
 
 use std::io;
 
-use siskin_ebpf::{Program, Slot, Slots, Words as _};
+use siskin_ebpf::{AllStats, PROGRAMS, Program, Words as _};
 
 use crate::{
     kernel::rows::Bank,
     metrics::{self, Exposition, NANOS},
 };
 
-/// Nanoseconds that a full run takes besides what it measures: the clock itself. Measured as the slowdown of a loop of
-/// system calls, on 6.18 on one x86_64 machine: 119 less what a run takes in any case (docs/overhead.md).
-pub const FULL_RUN_NS: u64 = 25;
+/// What a hook's dispatch costs, in nanoseconds: the slowdown of a loop of system calls by an empty
+/// program, less what that program takes by the kernel's statistics without their clock. On 6.18,
+/// one x86_64 machine (docs/overhead.md).
+pub mod dispatch {
+    /// A BTF tracepoint.
+    pub const TRACEPOINT_NS: f64 = 20.0;
+    /// The return of a function: the trampoline calls the function, too.
+    pub const EXIT_NS: f64 = 25.0;
+    /// A kprobe, by an exception or a jump.
+    pub const ENTRY_NS: f64 = 120.0;
+}
 
-/// Reads what the programs note about themselves.
+/// Timed runs after which older ones count half.
+const RECENT: f64 = 4096.0;
+
+/// Nanoseconds of a few timed runs, the newer ones more.
+#[derive(Clone, Copy, Debug)]
+struct Mean {
+    runs: f64,
+    ns: f64,
+}
+
+impl Mean {
+    /// What is assumed before anything was timed weighs as much as four runs.
+    const fn assumed(ns: f64) -> Self {
+        Self { runs: 4.0, ns: 4.0 * ns }
+    }
+
+    fn add(&mut self, runs: u64, ns: u64) {
+        if self.runs > RECENT {
+            (self.runs, self.ns) = (self.runs / 2.0, self.ns / 2.0);
+        }
+        (self.runs, self.ns) = (self.runs + runs as f64, self.ns + ns as f64);
+    }
+
+    fn ns(&self) -> f64 {
+        self.ns / self.runs
+    }
+}
+
+/// What one program costs.
+#[derive(Clone, Copy, Debug)]
+struct Cost {
+    run: Mean,
+    work: Mean,
+    clock: Mean,
+    dispatch_ns: f64,
+    reads_clock: bool,
+    /// Nanoseconds that it took so far.
+    total_ns: f64,
+}
+
+/// Reads what the programs keep about themselves.
 #[derive(Debug)]
 pub struct Meter {
     bank: Bank,
-    slots: Slots,
-    run_ns: u64,
+    stats: AllStats,
+    costs: [Cost; PROGRAMS],
 }
 
 impl Meter {
-    /// A meter over the `slots` map; `run_ns` is what a run takes besides what it measures of itself, as calibrated.
-    pub fn new(bank: Bank, run_ns: u64) -> Self {
-        Self { bank, slots: Slots::zero(), run_ns }
+    /// A meter over the `program_stats` map; `dispatch_ns` by program.
+    pub fn new(bank: Bank, dispatch_ns: [f64; PROGRAMS]) -> Self {
+        let cost = |program: Program| Cost {
+            run: Mean::assumed(100.0),
+            work: Mean::assumed(500.0),
+            clock: Mean::assumed(25.0),
+            dispatch_ns: dispatch_ns[program as usize],
+            reads_clock: program.reads_clock(),
+            total_ns: 0.0,
+        };
+        Self { bank, stats: AllStats::zero(), costs: Program::ALL.map(cost) }
     }
 
-    /// Nanoseconds that a run takes besides what it measures of itself.
-    pub fn run_ns(&self) -> u64 {
-        self.run_ns
-    }
-
-    /// Takes a reading.
+    /// Takes a reading. Returns what was added since the last one.
     ///
     /// # Errors
     /// When the kernel refuses it.
-    pub fn read(&mut self) -> io::Result<()> {
-        self.slots = self.bank.read()?;
-        Ok(())
+    pub fn read(&mut self) -> io::Result<AllStats> {
+        let stats: AllStats = self.bank.read()?;
+        let mut added = stats.since(&self.stats);
+        for word in added.words_mut() {
+            // Before 6.1 a program may interrupt itself and a word step back; states such as
+            // `random` are no counts.
+            *word = if *word > u64::MAX / 2 { 0 } else { *word };
+        }
+        self.stats = stats;
+        for (cost, stats) in self.costs.iter_mut().zip(&added.programs) {
+            cost.run.add(stats.run_time.runs, stats.run_time.ns);
+            cost.clock.add(stats.clock_time.runs, stats.clock_time.ns);
+            cost.work.add(stats.sampled_time.runs, stats.sampled_time.ns);
+            // What is timed reads the clock once more, or three times.
+            let readings = stats.run_time.runs * 3 + stats.sampled_time.runs;
+            cost.total_ns += stats.runs as f64 * cost.run_ns()
+                + stats.sampled_runs as f64 * cost.work_ns()
+                + readings as f64 * cost.clock.ns();
+        }
+        Ok(added)
     }
 
     /// The last reading, summed over the CPUs.
-    pub fn slots(&self) -> &Slots {
-        &self.slots
+    pub fn stats(&self) -> &AllStats {
+        &self.stats
     }
 
-    /// Nanoseconds that a program took: what its full runs measured, and what comes besides.
-    pub fn cost_ns(&self, slot: &Slot) -> u64 {
-        slot.busy_ns + slot.runs * self.run_ns + slot.full_runs * FULL_RUN_NS
+    /// Seconds that every run of a program costs, with its hook's dispatch, also when its event is
+    /// skipped.
+    pub fn run_seconds(&self, program: Program) -> f64 {
+        self.costs[program as usize].run_ns() / NANOS
+    }
+
+    /// Seconds that the work on an event adds to that.
+    pub fn event_seconds(&self, program: Program) -> f64 {
+        self.costs[program as usize].work_ns() / NANOS
+    }
+
+    /// CPU seconds that a program took so far.
+    pub fn total_seconds(&self, program: Program) -> f64 {
+        self.costs[program as usize].total_ns / NANOS
     }
 
     /// Describes the cost as metrics.
     pub fn describe(&self, out: &mut Exposition) {
-        let kernel_ns: u64 = self.slots.of.iter().map(|slot| self.cost_ns(slot)).sum();
-        out.gauge(&metrics::PROGRAM_RUN_OVERHEAD, &[], self.run_ns as f64 / NANOS);
         for program in Program::ALL {
-            let slot = &self.slots.of[program as usize];
-            let seconds = self.cost_ns(slot) as f64 / NANOS;
-            out.counter(&metrics::PROGRAM_RUN_SECONDS, &[program.name()], seconds);
-            out.counter(&metrics::PROGRAM_RUNS, &[program.name()], slot.runs as f64);
+            let name = program.name();
+            out.counter(&metrics::PROGRAM_RUN_SECONDS, &[name], self.total_seconds(program));
+            out.counter(&metrics::PROGRAM_RUNS, &[name], self.stats.programs[program as usize].runs as f64);
+            out.gauge(&metrics::PROGRAM_COST, &[name, "run"], self.run_seconds(program));
+            out.gauge(&metrics::PROGRAM_COST, &[name, "event"], self.event_seconds(program));
         }
-        out.counter(&metrics::CPU_SECONDS, &["kernel"], kernel_ns as f64 / NANOS);
+        let kernel: f64 = Program::ALL.into_iter().map(|program| self.total_seconds(program)).sum();
+        out.counter(&metrics::CPU_SECONDS, &["kernel"], kernel);
         out.counter(&metrics::CPU_SECONDS, &["user"], process_seconds());
+    }
+}
+
+impl Cost {
+    fn run_ns(&self) -> f64 {
+        (self.run.ns() - self.clock.ns()).max(0.0) + self.dispatch_ns
+    }
+
+    /// Between the two readings of the clock lies about one of them. A program that reads it for
+    /// each event pays for that one.
+    fn work_ns(&self) -> f64 {
+        let clock_ns = if self.reads_clock { 0.0 } else { self.clock.ns() };
+        (self.work.ns() - clock_ns).max(0.0)
     }
 }
 
@@ -78,10 +172,20 @@ pub fn thread_seconds() -> f64 {
 
 /// CPU seconds that this process took, in user mode and in system calls; the iterators run in the latter.
 pub fn process_seconds() -> f64 {
-    // SAFETY: a struct of integers.
-    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-    // SAFETY: the kernel fills the struct.
-    unsafe { libc::getrusage(libc::RUSAGE_SELF, &raw mut usage) };
-    let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
-    seconds(usage.ru_utime) + seconds(usage.ru_stime)
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 / NANOS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_timed_lately_counts_more() {
+        let mut mean = Mean::assumed(100.0);
+        (0..100).for_each(|_| mean.add(100, 100 * 60));
+        assert!((60.0..61.0).contains(&mean.ns()), "{}", mean.ns());
+        (0..200).for_each(|_| mean.add(100, 100 * 200));
+        assert!(mean.ns() > 190.0, "{}", mean.ns());
+    }
 }

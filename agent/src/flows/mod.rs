@@ -6,7 +6,7 @@
 
 use std::collections::HashSet;
 
-use siskin_ebpf::{FlowKey, FlowRow, PROTOCOL_UDP, Role, UdpRow};
+use siskin_ebpf::{FlowKey, FlowRow, PROTOCOL_UDP, Role, SocketCounters, UdpRow};
 
 pub mod peer;
 
@@ -21,7 +21,7 @@ use peer::{Peer, Peers};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(usize)]
 pub enum Protocol {
-    /// Counted exactly, at the socket.
+    /// Counted at the socket, exactly until the budget asks for less.
     Tcp,
     /// Sampled.
     Udp,
@@ -75,16 +75,15 @@ pub const COUNTERS: usize = 6;
 pub struct Delta([u64; COUNTERS]);
 
 impl From<&FlowRow> for Delta {
-    /// The end of a connection may take a byte back, as a number below zero in two's complement.
     fn from(row: &FlowRow) -> Self {
-        let FlowRow { sent_bytes, received_bytes, connections, retransmits } = *row;
+        let SocketCounters { sent_bytes, received_bytes, connections, retransmits } = row.moved;
         Self([sent_bytes, received_bytes, connections, retransmits, 0, 0])
     }
 }
 
 impl From<&UdpRow> for Delta {
     fn from(row: &UdpRow) -> Self {
-        let UdpRow { bytes: [sent_bytes, received_bytes], datagrams: [sent, received] } = *row;
+        let UdpRow { bytes: [sent_bytes, received_bytes], datagrams: [sent, received], .. } = *row;
         Self([sent_bytes, received_bytes, 0, 0, sent, received])
     }
 }

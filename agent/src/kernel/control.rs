@@ -9,7 +9,7 @@ use std::{
 };
 
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
-use siskin_ebpf::{Control as Layout, MAX_PERIOD_LOG2, PROBES, Probe, Rate, TABLES, Table};
+use siskin_ebpf::{Control as Layout, MAX_PERIOD, PROBES, Probe, Rate, TABLES, Table};
 
 /// [`Layout`] as atomics, which have the same size and alignment.
 #[repr(C)]
@@ -33,11 +33,11 @@ const _: () = assert!(
         && offset_of!(Shared, tcp_shed) == offset_of!(Layout, tcp_shed)
         && offset_of!(Shared, rates) == offset_of!(Layout, rates)
         && offset_of!(Shared, paused) == offset_of!(Layout, paused)
-        && offset_of!(Rate, period_log2) == 0
-        && offset_of!(Rate, duty_log2) == 8
+        && offset_of!(Rate, period) == 0
+        && offset_of!(Rate, duty) == 8
         && offset_of!(Rate, tick) == 16
         && offset_of!(Rate, allowance) == 24
-        && offset_of!(Rate, alarm_runs) == 32
+        && offset_of!(Rate, overload_runs) == 32
 );
 
 /// The mapped element.
@@ -112,36 +112,36 @@ impl Control {
         self.shared().sockets.load(SeqCst)
     }
 
-    /// How a probe's hot events are sampled now.
+    /// How a probe's events are sampled now.
     pub fn rate(&self, probe: Probe) -> Rate {
-        let [period_log2, duty_log2, tick, allowance, alarm_runs] = &self.shared().rates[probe as usize];
+        let [period, duty, tick, allowance, overload_runs] = &self.shared().rates[probe as usize];
         Rate {
-            period_log2: period_log2.load(SeqCst),
-            duty_log2: duty_log2.load(SeqCst),
+            period: period.load(SeqCst).max(1),
+            duty: duty.load(SeqCst).max(1),
             tick: tick.load(SeqCst),
             allowance: allowance.load(SeqCst),
-            alarm_runs: alarm_runs.load(SeqCst),
+            overload_runs: overload_runs.load(SeqCst),
         }
     }
 
-    /// Sets for which share of the time a probe is attached, as a negative power of two: before the first event of a window, because what
-    /// is taken from now on stands for so much more.
-    pub fn set_duty(&self, probe: Probe, duty_log2: u64) {
-        self.shared().rates[probe as usize][1].store(duty_log2, SeqCst);
+    /// Sets for which share of the time a probe is attached, as one part in `duty`: before the
+    /// first event of a window, because what is sampled from now on stands for so much more.
+    pub fn set_duty(&self, probe: Probe, duty: u64) {
+        self.shared().rates[probe as usize][1].store(duty, SeqCst);
     }
 
     /// Sets how a probe's events are sampled while it is attached: all of `rate` but the share of the time. The words change one after
-    /// the other, which is fine: each event gets the weight that it was taken with.
+    /// the other, which is fine: each event gets the weight that it was sampled with.
     pub fn set_rate(&self, probe: Probe, rate: &Rate) {
-        let [period_log2, _, tick, allowance, alarm_runs] = &self.shared().rates[probe as usize];
+        let [period, _, tick, allowance, overload_runs] = &self.shared().rates[probe as usize];
         allowance.store(rate.allowance, SeqCst);
-        alarm_runs.store(rate.alarm_runs, SeqCst);
-        period_log2.store(rate.period_log2.min(MAX_PERIOD_LOG2), SeqCst);
+        overload_runs.store(rate.overload_runs, SeqCst);
+        period.store(rate.period.clamp(1, MAX_PERIOD), SeqCst);
         tick.store(rate.tick, SeqCst);
     }
 
-    /// Has no program of the probe ring the alarm until its rate is set again.
-    pub fn silence(&self, probe: Probe) {
+    /// Has no program of the probe notify an overload until its rate is set again.
+    pub fn mute(&self, probe: Probe) {
         self.shared().rates[probe as usize][4].store(0, SeqCst);
     }
 

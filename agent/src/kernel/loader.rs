@@ -14,7 +14,7 @@ use aya::{
     maps::{Map, MapData, RingBuf},
     programs::{Iter as IterProgram, Program as AyaProgram, ProgramError},
 };
-use siskin_ebpf::{Control as Shared, Probe, Slots, map};
+use siskin_ebpf::{AllStats, Control as Shared, Probe, map};
 
 use super::{
     attachment::Attachment,
@@ -36,9 +36,9 @@ pub static OBJECT: &[u8] = include_bytes_aligned!(env!("SISKIN_EBPF_OBJECT"));
 /// The maps that belong to no probe.
 pub const COMMON_MAPS: [Plan; 3] = [
     common(map::CONTROL, Kind::Array, size_of::<Shared>()),
-    common(map::SLOTS, Kind::PerCpuArray, size_of::<Slots>()),
+    common(map::PROGRAM_STATS, Kind::PerCpuArray, size_of::<AllStats>()),
     // A page, or what takes the place of one: aya rounds it up to the machine's.
-    Plan { name: map::ALARM, kind: Kind::Ring, key_bytes: 0, value_bytes: 0, entries: 4096 },
+    Plan { name: map::OVERLOAD, kind: Kind::Ring, key_bytes: 0, value_bytes: 0, entries: 4096 },
 ];
 
 const fn common(name: &'static str, kind: Kind, value_bytes: usize) -> Plan {
@@ -253,9 +253,10 @@ impl Kernel {
     ///
     /// # Errors
     /// When the object has none, or the kernel does not map it.
-    pub fn take_alarm(&mut self) -> anyhow::Result<RingBuf<MapData>> {
-        let map = self.ebpf.take_map(map::ALARM).context("the object has no map `alarm`; rebuild it")?;
-        RingBuf::try_from(map).context("cannot map the ring `alarm`")
+    pub fn take_overload(&mut self) -> anyhow::Result<RingBuf<MapData>> {
+        let map =
+            self.ebpf.take_map(map::OVERLOAD).context("the object has no map `overload`; rebuild it")?;
+        RingBuf::try_from(map).context("cannot map the ring `overload`")
     }
 
     /// Where sysfs is mounted.
@@ -280,6 +281,12 @@ impl Kernel {
             State::Attached | State::Replaced(_) => true,
             State::Limited(_) | State::Unsupported(_) | State::Failed(_) | State::Disabled => false,
         })
+    }
+
+    /// The hooks of a probe whose programs run on events.
+    pub fn event_points(&self, probe: Probe) -> impl Iterator<Item = Point> + '_ {
+        let attached = move |of: &&HookState| of.hook.probe == probe && of.state == State::Attached;
+        self.hooks.iter().filter(attached).map(|of| of.hook.point).filter(Point::is_event)
     }
 
     /// Whether a probe has anything attached.

@@ -6,6 +6,7 @@ pub mod control;
 pub mod facts;
 pub mod features;
 pub mod hook;
+pub mod interrupts;
 pub mod iter;
 pub mod loader;
 pub mod memory;

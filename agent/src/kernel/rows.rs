@@ -237,8 +237,8 @@ mod tests {
 
     #[test]
     fn values_of_all_cpus_are_summed_word_by_word() {
-        let total: siskin_ebpf::DiskWorkloadRow = sum(&[1, 10, 2, 20, 3, u64::MAX]);
-        assert_eq!((total.ios, total.bytes), (6, 29));
+        let total: siskin_ebpf::DiskWorkloadRow = sum(&[1, 10, 0, 7, 2, 20, 0, 8, 3, u64::MAX, 0, 9]);
+        assert_eq!([total.ios, total.bytes, total.ios_variance, total.bytes_variance], [6, 29, 0, 24]);
     }
 
     proptest! {

@@ -5,9 +5,8 @@ use std::io;
 
 use siskin_ebpf::{CgroupBank, CgroupKey, CgroupNote, Loss, Probe, Table, Words as _, map, program};
 
-use super::{Reader, describe_losses};
+use super::{Context, Reader, describe_losses};
 use crate::{
-    flows::FlowTable,
     kernel::{
         control::Control,
         hook::{Group, Hook, Point, Way},
@@ -74,7 +73,7 @@ impl Reader for Cgroup {
         Probe::Cgroup
     }
 
-    fn read(&mut self, control: &Control, workloads: &mut Workloads, _: &mut FlowTable) -> io::Result<()> {
+    fn read(&mut self, Context { control, workloads, .. }: &mut Context<'_>) -> io::Result<()> {
         // Before the notes are taken: one that comes meanwhile is counted for the next time.
         control.emptied(Table::Cgroup, 0);
         workloads.learn()?;

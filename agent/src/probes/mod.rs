@@ -1,12 +1,13 @@
 //! The probes: one file each says what it attaches, which maps it has, how they are read, and what they mean.
 
-use std::{collections::HashSet, io, time::Duration};
+use std::{collections::HashSet, io, path::Path, time::Duration};
 
-use siskin_ebpf::{LOSSES, Loss, Probe, Slots, Table};
+use siskin_ebpf::{AllStats, LOSSES, Loss, Probe, Table};
 
 use crate::{
     bounded,
-    estimate::Watch,
+    budget::duty::Window,
+    estimate::Errors,
     flows::FlowTable,
     kernel::{control::Control, hook::Group, loader::Kernel, memory::Plan},
     metrics::{self, Exposition, Metric},
@@ -48,6 +49,32 @@ impl Limits {
     }
 }
 
+/// What a reading reads with, and what it adds to.
+pub struct Context<'a> {
+    /// The map that is shared with the programs.
+    pub control: &'a Control,
+    /// The last reading of the programs' statistics.
+    pub stats: &'a AllStats,
+    /// Who did it.
+    pub workloads: &'a mut Workloads,
+    /// With whom.
+    pub flows: &'a mut FlowTable,
+    /// How far off it may be.
+    pub errors: &'a mut Errors,
+}
+
+/// A tick of the budget that ends.
+pub struct Tick<'a> {
+    /// The last reading of the programs' statistics.
+    pub stats: &'a AllStats,
+    /// How long the tick was, when the probe was attached for all of it.
+    pub attached_seconds: Option<f64>,
+    /// Seconds since the agent began.
+    pub now_seconds: f64,
+    /// The map that is shared with the programs.
+    pub control: &'a Control,
+}
+
 /// A running probe.
 pub trait Reader: Send {
     /// Which probe it is.
@@ -57,23 +84,29 @@ pub trait Reader: Send {
     ///
     /// # Errors
     /// When the kernel refuses; the totals then miss nothing that a later reading will not bring.
-    fn read(&mut self, control: &Control, workloads: &mut Workloads, flows: &mut FlowTable)
-    -> io::Result<()>;
+    fn read(&mut self, context: &mut Context<'_>) -> io::Result<()>;
 
-    /// Ends a tick in which not every event was taken: what is known of the draws is in `slots`; and if the probe was attached
-    /// for a share of the time only, as `watch` says, events came in clusters, so its errors are wider than those of independent draws.
+    /// Ends a tick in which the programs ran: how much that was is remembered for the errors of
+    /// windows.
     ///
     /// # Errors
     /// When the kernel refuses.
-    fn tick(&mut self, _slots: &Slots, _watch: &Watch, _control: &Control) -> io::Result<()> {
+    fn tick(&mut self, _tick: &Tick<'_>) -> io::Result<()> {
         Ok(())
     }
 
-    /// Takes what is known of the draws since the last tick, after [`Self::read`].
-    fn draws(&mut self, _slots: &Slots, _watch: &Watch) {}
+    /// Ends a window of a duty period.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn window(&mut self, _stats: &AllStats, _window: &Window) -> io::Result<()> {
+        Ok(())
+    }
 
-    /// The variances of metrics that may be estimates, each of the total over all labels, in the metric's unit squared.
-    fn variances(&self) -> Vec<(&'static Metric, f64)> {
+    /// The variances of metrics that may be estimates, each of the total over all labels, in the
+    /// metric's unit squared, when so many seconds are counted ahead of now, or lack when they are
+    /// less than 0.
+    fn variances(&self, _ahead_seconds: f64) -> Vec<(&'static Metric, f64)> {
         Vec::new()
     }
 
@@ -109,16 +142,21 @@ pub fn plans(limits: &Limits) -> Vec<(Probe, Plan)> {
         .collect()
 }
 
-/// A reader for `probe`, which is loaded.
+/// A reader for `probe`, which is loaded; the host's procfs is at `procfs`.
 ///
 /// # Errors
 /// When a map or iterator is not there.
-pub fn reader(probe: Probe, kernel: &mut Kernel, limits: &Limits) -> anyhow::Result<Box<dyn Reader>> {
+pub fn reader(
+    probe: Probe,
+    kernel: &mut Kernel,
+    limits: &Limits,
+    procfs: &Path,
+) -> anyhow::Result<Box<dyn Reader>> {
     Ok(match probe {
         Probe::Cgroup => Box::new(cgroup::Cgroup::new(kernel)?),
         Probe::Process => Box::new(process::Process::new(kernel, limits)?),
         Probe::Tcp => Box::new(tcp::Tcp::new(kernel, limits)?),
-        Probe::Disk => Box::new(disk::Disk::new(kernel, limits)?),
+        Probe::Disk => Box::new(disk::Disk::new(kernel, limits, procfs)?),
         Probe::Udp => Box::new(udp::Udp::new(kernel, limits)?),
     })
 }

@@ -3,14 +3,15 @@
 use std::{collections::HashSet, io, time::Duration};
 
 use siskin_ebpf::{
-    CommRow, Loss, Outcome, Probe, ProcessBank, ProcessRow, Program, Slots, Table, Words as _, map, program,
+    AllStats, CommRow, Lifetime, Loss, Outcome, Probe, ProcessBank, ProcessRow, Program, Sampler, Table,
+    Words as _, map, program,
 };
 
-use super::{Limits, Reader, bank_rows, describe_losses};
+use super::{Context, Limits, Reader, Tick, bank_rows, describe_losses};
 use crate::{
     bounded::{self, Bounded},
-    estimate::{Clusters, Draws, Sums, Variances, Watch, variance},
-    flows::FlowTable,
+    budget::duty::Window,
+    estimate::{Added, DutyCycle, Residual, Sampled, SamplerCalibration},
     kernel::{
         control::Control,
         hook::{Group, Hook, Point, Way},
@@ -79,6 +80,8 @@ pub struct ProcessTotals {
     pub workloads: Totals<ProcessRow>,
     /// Execs by command name.
     pub comms: Bounded<Comm, 1>,
+    /// Lifetimes, scaled to the number of exits.
+    pub lifetime: Lifetime,
     /// The bank as last read: it only grows.
     pub bank: ProcessBank,
 }
@@ -98,7 +101,8 @@ impl bounded::Key for Comm {
 impl ProcessTotals {
     /// Nothing counted; names get so many series.
     pub fn new(comms: bounded::Limits) -> Self {
-        Self { workloads: Totals::default(), comms: Bounded::new(comms), bank: ProcessBank::zero() }
+        let bank = ProcessBank::zero();
+        Self { workloads: Totals::default(), comms: Bounded::new(comms), lifetime: bank.lifetime, bank }
     }
 
     /// Adds execs of one command.
@@ -128,7 +132,7 @@ impl ProcessTotals {
             }
             out.counter(&metrics::PROCESS_OOM_KILLS, &labels("")[..3], row.oom_kills as f64);
         }
-        out.histogram(&metrics::PROCESS_LIFETIME, &[], &self.bank.lifetime, metrics::LIFETIME_BOUNDS);
+        out.histogram(&metrics::PROCESS_LIFETIME, &[], &self.lifetime, metrics::LIFETIME_BOUNDS);
         for (Comm(comm), [execs]) in self.comms.rows() {
             out.counter(&metrics::PROCESS_COMM_EXECS, &[comm], *execs as f64);
         }
@@ -150,17 +154,28 @@ const DEPARTED: &str = "departed-";
 /// The unit of the variance of lifetimes, in nanoseconds.
 const LIFETIME_UNIT: f64 = 65_536.0;
 
+/// The programs, and the metrics that count their events by workload.
+const COUNTED: [(Program, &Metric); 3] = [
+    (Program::ProcessExec, &metrics::PROCESS_EXECS),
+    (Program::ProcessFork, &metrics::PROCESS_FORKS),
+    (Program::ProcessExit, &metrics::PROCESS_EXITS),
+];
+
 /// The running probe.
 pub struct Process {
     bank: Bank,
     rows: Rows<u64, ProcessRow>,
     comms: Rows<[u8; 16], CommRow>,
     totals: ProcessTotals,
-    clusters: Clusters<3>,
-    /// Variances of execs and forks.
-    starts: Sums<2>,
-    /// Variances of exits and their lifetimes.
-    exits: Variances<1>,
+    /// Of execs, forks and exits.
+    calibrations: [SamplerCalibration; 3],
+    /// What rounding cut off of execs by name, and of lifetimes.
+    carries: [f64; 2],
+    /// Execs, forks, exits, and their lifetimes in nanoseconds.
+    duty: DutyCycle<4>,
+    /// What windows added to the variances until the last reading.
+    duty_read: [f64; 3],
+    lifetimes: Residual<1>,
 }
 
 impl Process {
@@ -175,11 +190,23 @@ impl Process {
             rows: Rows::new(Table::Process, both(map::PROCESS_ROWS)?, limits.workloads),
             comms: Rows::new(Table::Comm, both(map::COMM_ROWS)?, comm_rows(limits)),
             totals: ProcessTotals::new(limits.bounded(limits.comms)),
-            clusters: Clusters::default(),
-            starts: Sums::default(),
-            exits: Variances::default(),
+            calibrations: Default::default(),
+            carries: [0.0; 2],
+            duty: DutyCycle::default(),
+            duty_read: [0.0; 3],
+            lifetimes: Residual::default(),
         })
     }
+
+    /// What windows are compared by.
+    fn duty_totals(&mut self, stats: &AllStats) -> io::Result<[f64; 4]> {
+        let [execs, forks, exits] = COUNTED.map(|(program, _)| sampler(stats, program).passed as f64);
+        Ok([execs, forks, exits, self.bank.read::<ProcessBank>()?.lifetime.sum as f64])
+    }
+}
+
+fn sampler(stats: &AllStats, program: Program) -> &Sampler {
+    &stats.programs[program as usize].sampler
 }
 
 impl Reader for Process {
@@ -187,13 +214,71 @@ impl Reader for Process {
         Probe::Process
     }
 
-    fn read(&mut self, control: &Control, workloads: &mut Workloads, _: &mut FlowTable) -> io::Result<()> {
-        let totals = &mut self.totals;
-        self.rows.read(control, |cgroup, row| {
-            totals.workloads.add(workloads.resolve(Hierarchy::CGROUP2, cgroup), &row);
+    fn read(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        let Context { control, stats, workloads, errors, .. } = context;
+        let Self { bank, rows, comms, totals, calibrations, carries, duty, duty_read, lifetimes } = self;
+        let [(mut execs, of_execs), (mut forks, of_forks), (mut exits, of_exits)] =
+            std::array::from_fn(|n| calibrations[n].read(sampler(stats, COUNTED[n].0)));
+        let mut added: [Added; 3] = Default::default();
+        let result = rows.read(control, |cgroup, row: ProcessRow| {
+            let id = workloads.resolve(Hierarchy::CGROUP2, cgroup);
+            let row = ProcessRow {
+                execs: execs.count(row.execs),
+                forks: forks.count(row.forks),
+                exits: row.exits.map(|count| exits.count(count)),
+                ..row
+            };
+            totals.workloads.add(id, &row);
+            for (added, (value, variance)) in added
+                .iter_mut()
+                .zip([row.execs, row.forks, row.exits.iter().sum()].into_iter().zip(row.variance))
+            {
+                added.add(id, value as f64, variance as f64);
+            }
+        });
+        for (calibration, scale) in calibrations.iter_mut().zip([execs, forks, exits]) {
+            calibration.settle(scale);
+        }
+        for (n, (added, ratio)) in added.into_iter().zip([of_execs, of_forks, of_exits]).enumerate() {
+            let windows = duty.closed(n) - std::mem::replace(&mut duty_read[n], duty.closed(n));
+            added.finish(errors, COUNTED[n].1, ratio, windows);
+        }
+        result?;
+        execs.again(&mut carries[0], |scale| {
+            comms.read(control, |comm, row: CommRow| totals.add_comm(comm, scale.count(row.execs)))
         })?;
-        self.comms.read(control, |comm, row| totals.add_comm(comm, row.execs))?;
-        totals.bank = self.bank.read()?;
+        let last = std::mem::replace(&mut totals.bank, bank.read()?);
+        let lifetime = totals.bank.lifetime.since(&last.lifetime);
+        exits.again(&mut carries[1], |scale| totals.lifetime.add(&scale.histogram(&lifetime)));
+        let sampler = sampler(stats, Program::ProcessExit);
+        let sampled = Sampled {
+            count_variance: sampler.count_variance,
+            sampled_variance: sampler.sampled_variance,
+            estimated: sampler.estimated,
+            sums: [totals.bank.lifetime.sum as f64 / LIFETIME_UNIT],
+            squares: [totals.bank.lifetime_variance],
+        };
+        lifetimes.read(&sampled, true);
+        Ok(())
+    }
+
+    fn tick(&mut self, tick: &Tick<'_>) -> io::Result<()> {
+        if let Some(seconds) = tick.attached_seconds {
+            let totals = self.duty_totals(tick.stats)?;
+            self.duty.attached(totals, seconds);
+            for (calibration, (program, _)) in self.calibrations.iter_mut().zip(COUNTED) {
+                calibration.attached(sampler(tick.stats, program));
+            }
+        }
+        Ok(())
+    }
+
+    fn window(&mut self, stats: &AllStats, window: &Window) -> io::Result<()> {
+        let totals = self.duty_totals(stats)?;
+        self.duty.window(totals, window);
+        for (calibration, (program, _)) in self.calibrations.iter_mut().zip(COUNTED) {
+            calibration.window(sampler(stats, program), window.factor());
+        }
         Ok(())
     }
 
@@ -201,33 +286,16 @@ impl Reader for Process {
         self.totals.workloads.forget(gone);
     }
 
-    fn tick(&mut self, slots: &Slots, watch: &Watch, _: &Control) -> io::Result<()> {
-        self.totals.bank = self.bank.read()?;
-        self.draws(slots, watch);
-        Ok(())
-    }
-
-    fn draws(&mut self, slots: &Slots, watch: &Watch) {
-        self.clusters.read(self.totals.bank.total, watch);
-        let spread = |program| slots.of[program as usize].sampler.spread;
-        self.starts.read([spread(Program::ProcessExec), spread(Program::ProcessFork)]);
-        let ProcessBank { exits_variance, lifetime_variance, .. } = self.totals.bank;
-        self.exits.read(Draws {
-            spread: spread(Program::ProcessExit),
-            count: exits_variance,
-            values: [lifetime_variance],
-        });
-    }
-
-    fn variances(&self) -> Vec<(&'static Metric, f64)> {
-        let clusters = |n| self.clusters.variance(n);
-        let execs = variance(self.starts.of(0), 1.0, clusters(0));
+    fn variances(&self, ahead_seconds: f64) -> Vec<(&'static Metric, f64)> {
+        let count = |n: usize| self.calibrations[n].variance() + self.duty.variance(n, ahead_seconds);
+        let lifetimes = self.lifetimes.variance(0) * LIFETIME_UNIT * LIFETIME_UNIT;
+        let seconds = (lifetimes + self.duty.variance(3, ahead_seconds)) / (NANOS * NANOS);
         vec![
-            (&metrics::PROCESS_EXECS, execs),
-            (&metrics::PROCESS_COMM_EXECS, execs),
-            (&metrics::PROCESS_FORKS, variance(self.starts.of(1), 1.0, clusters(1))),
-            (&metrics::PROCESS_EXITS, variance(self.exits.count(), 1.0, clusters(2))),
-            (&metrics::PROCESS_LIFETIME, variance(self.exits.sum(0), LIFETIME_UNIT / NANOS, 0.0)),
+            (&metrics::PROCESS_EXECS, count(0)),
+            (&metrics::PROCESS_COMM_EXECS, count(0)),
+            (&metrics::PROCESS_FORKS, count(1)),
+            (&metrics::PROCESS_EXITS, count(2)),
+            (&metrics::PROCESS_LIFETIME, seconds),
         ]
     }
 

@@ -4,13 +4,14 @@
 use std::{collections::HashSet, io};
 
 use siskin_ebpf::{
-    Failure, FlowKey, FlowRow, Loss, Probe, Program, Role, Slots, Socket, Table, TcpBank, TcpEvents, TcpRow,
-    Words as _, map, program,
+    AllStats, ConnectionCount, Failure, FlowKey, FlowRow, Loss, Probe, Program, Role, Sampler, Socket,
+    SocketCounters, Table, TcpBank, TcpEvents, TcpRow, Words as _, map, program,
 };
 
-use super::{Limits, Reader, bank_rows, describe_losses};
+use super::{Context, Limits, Reader, Tick, bank_rows, describe_losses};
 use crate::{
-    estimate::{Clusters, Draws, Variances, Watch, variance},
+    budget::duty::Window,
+    estimate::{Added, Calibration, DutyCycle, ENOUGH_SAMPLES, Ratio, Residual, Sampled, Scale},
     flows::{FlowTable, Protocol},
     kernel::{
         control::Control,
@@ -187,14 +188,28 @@ pub struct Tcp {
     adopt: Vec<(&'static str, Iter)>,
     /// When connections were last left out, in seconds since the agent began.
     shed_seconds: f64,
-    /// The variance of what was passed over until the last tick.
-    spread: u64,
+    /// Whether the next reading counts the sockets that are followed.
+    recounts: bool,
+    /// The variance of what was skipped until the last tick.
+    count_variance: u64,
     bank: Bank,
     rows: Rows<u64, TcpRow>,
     flows: Rows<FlowKey, FlowRow>,
     totals: TcpTotals,
-    variances: Variances<6>,
-    clusters: Clusters<6>,
+    /// Of beginnings and of ends of connections that are not followed.
+    calibrations: [Calibration; 2],
+    /// What both were at the last reading, and the sampler.
+    counted: [ConnectionCount; 2],
+    /// How many of both had passed when the last window was over.
+    window_passed: [u64; 2],
+    sampler: Sampler,
+    /// Of connections that ended in an error.
+    failed: Residual<1>,
+    /// Of bytes sent and received, and of retransmits: they are scaled as ends are.
+    ends: Residual<3>,
+    duty: DutyCycle<6>,
+    /// What windows added to the variances until the last reading.
+    duty_read: [f64; 6],
 }
 
 /// Seconds without a connection left out after which those that were left out before are adopted.
@@ -222,16 +237,52 @@ impl Tcp {
             sockets,
             adopt,
             shed_seconds: 0.0,
-            spread: 0,
+            recounts: false,
+            count_variance: 0,
             bank: Bank::new(kernel.map(map::TCP_BANK)?, size_of::<TcpBank>(), possible_cpus()?),
             rows: Rows::new(Table::Tcp, both(map::TCP_ROWS)?, limits.workloads),
             flows: Rows::new(Table::Flow, both(map::FLOW_ROWS)?, flow_rows(limits)),
             totals: TcpTotals::default(),
-            variances: Variances::default(),
-            clusters: Clusters::default(),
+            calibrations: Default::default(),
+            counted: Default::default(),
+            window_passed: [0; 2],
+            sampler: Sampler::default(),
+            failed: Residual::default(),
+            ends: Residual::default(),
+            duty: DutyCycle::default(),
+            duty_read: [0.0; 6],
         };
         tcp.adopt();
         Ok(tcp)
+    }
+
+    /// Reads the errors of what beginnings and ends add.
+    fn residuals(&mut self) {
+        let TcpBank { events, variance, ended, .. } = &self.totals.bank;
+        let Sampler { count_variance, sampled_variance, estimated, .. } = self.sampler;
+        let failed = Sampled {
+            count_variance,
+            sampled_variance,
+            estimated,
+            sums: [events.failed as f64],
+            squares: [variance.failed],
+        };
+        self.failed.read(&failed, false);
+        // Beginnings and ends have one sampler: of ends alone the variance is known as far as they
+        // were sampled.
+        let ends = Sampled {
+            count_variance: variance.connections,
+            sampled_variance: variance.connections,
+            estimated: ended.estimated,
+            sums: [
+                events.sent_bytes as f64 / BYTES_UNIT,
+                events.received_bytes as f64 / BYTES_UNIT,
+                events.retransmits as f64,
+            ],
+            squares: [variance.sent_bytes, variance.received_bytes, variance.retransmits],
+        };
+        // Not as a ratio: what followed connections moved is among the sums.
+        self.ends.read(&ends, false);
     }
 
     /// Follows the connections that are open and not followed.
@@ -246,6 +297,32 @@ impl Tcp {
     }
 }
 
+/// The metrics of [`TcpEvents`], in the order of its words.
+const METRICS: [&Metric; 6] = [
+    &metrics::TCP_OPENED,
+    &metrics::TCP_FAILED,
+    &metrics::FLOW_CONNECTIONS,
+    &metrics::FLOW_SENT,
+    &metrics::FLOW_RECEIVED,
+    &metrics::FLOW_RETRANSMITS,
+];
+
+/// What a flow's sockets moved, of which a part was sampled: that part is scaled as the ends of
+/// connections are.
+fn scaled(moved: &SocketCounters, sampled: &SocketCounters, ends: &mut Scale) -> SocketCounters {
+    let exact = |all: u64, sampled: u64| all.saturating_sub(sampled);
+    let value = |all, sampled| exact(all, sampled) + ends.value(sampled);
+    SocketCounters {
+        sent_bytes: value(moved.sent_bytes, sampled.sent_bytes),
+        received_bytes: value(moved.received_bytes, sampled.received_bytes),
+        retransmits: value(moved.retransmits, sampled.retransmits),
+        connections: exact(moved.connections, sampled.connections) + ends.count(sampled.connections),
+    }
+}
+
+/// The units of their variances.
+const UNITS: [f64; 6] = [1.0, 1.0, 1.0, BYTES_UNIT, BYTES_UNIT, 1.0];
+
 fn words(events: &TcpEvents) -> [u64; 6] {
     let TcpEvents { opened, failed, connections, sent_bytes, received_bytes, retransmits } = *events;
     [opened, failed, connections, sent_bytes, received_bytes, retransmits]
@@ -256,77 +333,139 @@ impl Reader for Tcp {
         Probe::Tcp
     }
 
-    fn read(
-        &mut self,
-        control: &Control,
-        workloads: &mut Workloads,
-        flows: &mut FlowTable,
-    ) -> io::Result<()> {
+    fn read(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        let Context { control, stats, workloads, flows, errors } = context;
         if let Some(sweep) = &self.sweep {
             sweep.run()?;
         }
         let totals = &mut self.totals;
         totals.recount();
-        self.rows.read(control, |cgroup, row| {
-            totals.workloads.add(workloads.resolve(Hierarchy::CGROUP2, cgroup), &row);
-        })?;
-        self.flows.read(control, |key, row| {
-            let workload = workloads.resolve(Hierarchy::CGROUP2, key.cgroup);
-            flows.add(&key, workload, &row);
-        })?;
+        let bank: TcpBank = self.bank.read()?;
+        let sampler = stats.programs[Program::TcpState as usize].sampler;
+        let samples = sampler.sampled.wrapping_sub(self.sampler.sampled);
+        self.sampler = sampler;
+        let variances = bank.variance.since(&totals.bank.variance);
+        let now = [bank.opened, bank.ended];
+        let since: [_; 2] = std::array::from_fn(|n| {
+            let (now, last) = (now[n], std::mem::replace(&mut self.counted[n], now[n]));
+            (now.passed.wrapping_sub(last.passed) as f64, now.estimated.wrapping_sub(last.estimated) as f64)
+        });
+        let [mut opened, mut ended] = std::array::from_fn(|n| {
+            let (passed, estimated) = since[n];
+            match passed == estimated {
+                true => self.calibrations[n].exact(),
+                false => self.calibrations[n].read(passed, estimated, samples),
+            }
+        });
+        let mut added: [Added; 6] = Default::default();
+        let mut add = |n: usize, id, value: u64, variance: u64| {
+            added[n].add(id, value as f64, variance as f64 * UNITS[n] * UNITS[n]);
+        };
+        let rows = self.rows.read(control, |cgroup, row: TcpRow| {
+            let id = workloads.resolve(Hierarchy::CGROUP2, cgroup);
+            // Those that are followed are exact.
+            let scaled = std::array::from_fn(|role| {
+                let sampled = row.opened_sampled[role].min(row.opened[role]);
+                row.opened[role] - sampled + opened.count(sampled)
+            });
+            let row = TcpRow { opened: scaled, ..row };
+            totals.workloads.add(id, &row);
+            // What was seen for itself alone has no error.
+            let sampled = row.opened_sampled.iter().map(|count| opened.value(*count)).sum();
+            add(0, id, sampled, row.opened_variance);
+            add(1, id, row.failed.iter().sum(), row.failed_variance);
+        });
+        let result = rows.and_then(|()| {
+            self.flows.read(control, |key, row: FlowRow| {
+                let id = workloads.resolve(Hierarchy::CGROUP2, key.cgroup);
+                let moved = scaled(&row.moved, &row.sampled, &mut ended);
+                let row = FlowRow { moved, ..row };
+                flows.add(&key, id, &row);
+                let SocketCounters { sent_bytes, received_bytes, connections, retransmits } = row.sampled;
+                add(2, id, ended.value(connections), row.variance.connections);
+                add(3, id, ended.value(sent_bytes), row.variance.sent_bytes);
+                add(4, id, ended.value(received_bytes), row.variance.received_bytes);
+                add(5, id, ended.value(retransmits), row.variance.retransmits);
+            })
+        });
+        let factors = [opened.factor(), ended.factor()];
+        for (calibration, scale) in self.calibrations.iter_mut().zip([opened, ended]) {
+            calibration.settle(scale);
+        }
+        let ratio = |n: usize, variance: u64| match samples {
+            ENOUGH_SAMPLES.. => Ratio { estimated: since[n].1 * factors[n], variance: variance as f64 },
+            _ => Ratio::default(),
+        };
+        for (n, added) in added.into_iter().enumerate() {
+            let windows =
+                self.duty.closed(n) - std::mem::replace(&mut self.duty_read[n], self.duty.closed(n));
+            let ratio = match n {
+                0 => ratio(0, variances.opened),
+                1 => Ratio::default(),
+                _ => ratio(1, variances.connections),
+            };
+            added.finish(errors, METRICS[n], ratio, windows);
+        }
         let swept = totals.bank.swept;
-        totals.set_bank(self.bank.read()?, flows);
-        if control.tcp_shed() {
+        totals.set_bank(bank, flows);
+        if control.tcp_shed() || std::mem::take(&mut self.recounts) {
             // Ends that nobody saw left the count too high.
             control.set_sockets(totals.bank.swept.wrapping_sub(swept));
         }
-        Ok(())
+        self.residuals();
+        result
     }
 
     fn forget(&mut self, gone: &HashSet<Id>) {
         self.totals.workloads.forget(gone);
     }
 
-    fn tick(&mut self, slots: &Slots, watch: &Watch, control: &Control) -> io::Result<()> {
-        let TcpBank { events, variance, .. } = self.bank.read()?;
-        (self.totals.bank.events, self.totals.bank.variance) = (events, variance);
-        let rate = control.rate(Probe::Tcp);
-        let spread = slots.of[Program::TcpState as usize].sampler.spread;
-        // CPUs that had spent their allowance drew by themselves.
-        let is_calm = rate.period_log2 == 0 && rate.duty_log2 == 0 && spread == self.spread;
-        self.spread = spread;
-        self.draws(slots, watch);
-        if !is_calm {
-            self.shed_seconds = watch.now_seconds;
+    fn tick(&mut self, tick: &Tick<'_>) -> io::Result<()> {
+        let bank: TcpBank = self.bank.read()?;
+        let events = bank.events;
+        if let Some(seconds) = tick.attached_seconds {
+            self.window_passed = [bank.opened.passed, bank.ended.passed];
+            self.duty.attached(words(&events).map(|word| word as f64), seconds);
         }
-        if control.tcp_shed() && watch.now_seconds - self.shed_seconds >= ADOPT_AFTER_SECONDS {
+        let rate = tick.control.rate(Probe::Tcp);
+        let count_variance = tick.stats.programs[Program::TcpState as usize].sampler.count_variance;
+        // CPUs that had used up their allowance sampled by themselves.
+        let is_calm = tick.attached_seconds.is_some()
+            && rate.period == 1
+            && rate.duty == 1
+            && count_variance == self.count_variance;
+        self.count_variance = count_variance;
+        if !is_calm {
+            self.shed_seconds = tick.now_seconds;
+        }
+        if tick.control.tcp_shed() && tick.now_seconds - self.shed_seconds >= ADOPT_AFTER_SECONDS {
             self.adopt();
-            control.set_tcp_shed(false);
+            tick.control.set_tcp_shed(false);
+            self.recounts = true;
         }
         Ok(())
     }
 
-    fn draws(&mut self, slots: &Slots, watch: &Watch) {
-        self.clusters.read(words(&self.totals.bank.events), watch);
-        let variance = self.totals.bank.variance;
-        self.variances.read(Draws {
-            spread: slots.of[Program::TcpState as usize].sampler.spread,
-            // One sampler draws both kinds of event: a connection's establishment, and its end.
-            count: variance.opened.wrapping_add(variance.connections),
-            values: words(&variance),
-        });
+    fn window(&mut self, _: &AllStats, window: &Window) -> io::Result<()> {
+        let bank: TcpBank = self.bank.read()?;
+        let now = [bank.opened.passed, bank.ended.passed];
+        let last = std::mem::replace(&mut self.window_passed, now);
+        for (calibration, (now, last)) in self.calibrations.iter_mut().zip(now.into_iter().zip(last)) {
+            calibration.correct(now.wrapping_sub(last) as f64 * (window.factor() - 1.0));
+        }
+        self.duty.window(words(&bank.events).map(|word| word as f64), window);
+        Ok(())
     }
 
-    fn variances(&self) -> Vec<(&'static Metric, f64)> {
-        let of = |n, unit| variance(self.variances.sum(n), unit, self.clusters.variance(n));
-        vec![
-            (&metrics::TCP_OPENED, of(0, 1.0)),
-            (&metrics::TCP_FAILED, of(1, 1.0)),
-            (&metrics::FLOW_CONNECTIONS, of(2, 1.0)),
-            (&metrics::FLOW_SENT, of(3, BYTES_UNIT)),
-            (&metrics::FLOW_RECEIVED, of(4, BYTES_UNIT)),
-            (&metrics::FLOW_RETRANSMITS, of(5, 1.0)),
-        ]
+    fn variances(&self, ahead_seconds: f64) -> Vec<(&'static Metric, f64)> {
+        let sampling = |n: usize| match n {
+            0 => self.calibrations[0].owed().powi(2),
+            1 => self.failed.variance(0),
+            2 => self.calibrations[1].owed().powi(2),
+            _ => self.ends.variance(n - 3) * UNITS[n] * UNITS[n],
+        };
+        let variance = |n: usize| sampling(n) + self.duty.variance(n, ahead_seconds);
+        METRICS.into_iter().enumerate().map(|(n, metric)| (metric, variance(n))).collect()
     }
 
     fn fills_up(&self, control: &Control) -> bool {

@@ -3,13 +3,14 @@
 use std::io;
 
 use siskin_ebpf::{
-    FlowKey, Loss, Probe, Program, Role, Slots, Table, UdpBank, UdpRow, Words as _, map, program,
+    AllStats, FlowKey, Loss, Probe, Program, Role, Sampler, Table, UdpBank, UdpRow, Words as _, map, program,
 };
 
-use super::{Limits, Reader, bank_rows, describe_losses};
+use super::{Context, Limits, Reader, Tick, bank_rows, describe_losses};
 use crate::{
-    estimate::{Clusters, Draws, Variances, Watch, variance},
-    flows::{FlowTable, Protocol},
+    budget::duty::Window,
+    estimate::{Added, DutyCycle, Ratio, Residual, Sampled, SamplerCalibration},
+    flows::Protocol,
     kernel::{
         control::Control,
         hook::{Group, Hook, Needs, Point, Way},
@@ -100,16 +101,24 @@ pub fn plans(limits: &Limits) -> Vec<Plan> {
 }
 
 /// The unit of the variance of bytes.
-const BYTES_UNIT: f64 = 16.0;
+const BYTES_UNIT: f64 = 4.0;
+
+/// Both directions, sent and received.
+const DIRECTIONS: [Program; 2] = [Program::UdpSend, Program::UdpReceive];
 
 /// The running probe.
 pub struct Udp {
     bank: Bank,
     rows: Rows<FlowKey, UdpRow>,
     last: UdpBank,
-    clusters: Clusters<3>,
-    /// Of datagrams and their bytes, sent and received.
-    variances: [Variances<1>; 2],
+    /// Of datagrams sent and received.
+    calibrations: [SamplerCalibration; 2],
+    /// Bytes sent and received, and datagrams both ways: the directions share their windows.
+    duty: DutyCycle<3>,
+    /// What windows added to the variances until the last reading.
+    duty_read: [f64; 3],
+    /// Of bytes, sent and received.
+    bytes: [Residual<1>; 2],
 }
 
 impl Udp {
@@ -123,10 +132,23 @@ impl Udp {
             bank: Bank::new(kernel.map(map::UDP_BANK)?, size_of::<UdpBank>(), possible_cpus()?),
             rows: Rows::new(Table::Udp, [kernel.map(a)?, kernel.map(b)?], flow_rows(limits)),
             last: UdpBank::zero(),
-            clusters: Clusters::default(),
-            variances: Default::default(),
+            calibrations: Default::default(),
+            duty: DutyCycle::default(),
+            duty_read: [0.0; 3],
+            bytes: Default::default(),
         })
     }
+
+    /// What windows are compared by.
+    fn duty_totals(&self, stats: &AllStats) -> [f64; 3] {
+        let [sent, received] = self.last.total.bytes.map(|bytes| bytes as f64);
+        let datagrams = DIRECTIONS.map(|program| sampler(stats, program).passed as f64);
+        [sent, received, datagrams.iter().sum()]
+    }
+}
+
+fn sampler(stats: &AllStats, program: Program) -> &Sampler {
+    &stats.programs[program as usize].sampler
 }
 
 impl Reader for Udp {
@@ -134,52 +156,89 @@ impl Reader for Udp {
         Probe::Udp
     }
 
-    fn read(
-        &mut self,
-        control: &Control,
-        workloads: &mut Workloads,
-        flows: &mut FlowTable,
-    ) -> io::Result<()> {
-        self.rows.read(control, |key, row| {
+    fn read(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        let Context { control, stats, workloads, flows, errors } = context;
+        let Self { bank, rows, last, calibrations, duty, duty_read, bytes } = self;
+        let [(mut sends, of_sends), (mut receives, of_receives)] =
+            std::array::from_fn(|n| calibrations[n].read(sampler(stats, DIRECTIONS[n])));
+        let mut added: [Added; 3] = Default::default();
+        let result = rows.read(control, |key, row: UdpRow| {
             let workload = workloads.resolve(Hierarchy::CGROUP2, key.cgroup);
+            let row = UdpRow {
+                bytes: [sends.value(row.bytes[0]), receives.value(row.bytes[1])],
+                datagrams: [sends.count(row.datagrams[0]), receives.count(row.datagrams[1])],
+                ..row
+            };
             flows.add(&key, workload, &row);
-        })?;
-        let bank: UdpBank = self.bank.read()?;
+            for (direction, added) in added[..2].iter_mut().enumerate() {
+                let variance = row.bytes_variance[direction] as f64 * BYTES_UNIT * BYTES_UNIT;
+                added.add(workload, row.bytes[direction] as f64, variance);
+            }
+            let variance: u64 = row.datagrams_variance.iter().sum();
+            added[2].add(workload, row.datagrams.iter().sum::<u64>() as f64, variance as f64);
+        });
+        for (calibration, scale) in calibrations.iter_mut().zip([sends, receives]) {
+            calibration.settle(scale);
+        }
+        let both = Ratio {
+            estimated: of_sends.estimated + of_receives.estimated,
+            variance: of_sends.variance + of_receives.variance,
+        };
+        let metrics = [&metrics::FLOW_SENT, &metrics::FLOW_RECEIVED, &metrics::FLOW_DATAGRAMS];
+        for (n, (added, ratio)) in added.into_iter().zip([of_sends, of_receives, both]).enumerate() {
+            let windows = duty.closed(n) - std::mem::replace(&mut duty_read[n], duty.closed(n));
+            added.finish(errors, metrics[n], ratio, windows);
+        }
+        result?;
+        let bank: UdpBank = bank.read()?;
         for role in Role::ALL {
-            let delta = bank.other[role as usize].since(&self.last.other[role as usize]);
+            let delta = bank.other[role as usize].since(&last.other[role as usize]);
             flows.add_other(Protocol::Udp, role, &delta);
         }
-        self.last = bank;
-        Ok(())
-    }
-
-    fn tick(&mut self, slots: &Slots, watch: &Watch, _: &Control) -> io::Result<()> {
-        let UdpBank { total, variance, .. } = self.bank.read()?;
-        (self.last.total, self.last.variance) = (total, variance);
-        self.draws(slots, watch);
-        Ok(())
-    }
-
-    fn draws(&mut self, slots: &Slots, watch: &Watch) {
-        let UdpRow { bytes: [sent, received], datagrams: [sends, receives] } = self.last.total;
-        // Both directions share a window, so their sum is one total.
-        self.clusters.read([sent, received, sends.wrapping_add(receives)], watch);
-        for (direction, program) in [Program::UdpSend, Program::UdpReceive].into_iter().enumerate() {
-            self.variances[direction].read(Draws {
-                spread: slots.of[program as usize].sampler.spread,
-                count: self.last.variance.datagrams[direction],
-                values: [self.last.variance.bytes[direction]],
-            });
+        *last = bank;
+        for (direction, residual) in bytes.iter_mut().enumerate() {
+            let sampler = sampler(stats, DIRECTIONS[direction]);
+            let sampled = Sampled {
+                count_variance: sampler.count_variance,
+                sampled_variance: sampler.sampled_variance,
+                estimated: sampler.estimated,
+                sums: [last.total.bytes[direction] as f64 / BYTES_UNIT],
+                squares: [last.total.bytes_variance[direction]],
+            };
+            residual.read(&sampled, true);
         }
+        Ok(())
     }
 
-    fn variances(&self) -> Vec<(&'static Metric, f64)> {
-        let [sent, received] = &self.variances;
-        let clusters = |n| self.clusters.variance(n);
+    fn tick(&mut self, tick: &Tick<'_>) -> io::Result<()> {
+        if let Some(seconds) = tick.attached_seconds {
+            self.last.total = self.bank.read::<UdpBank>()?.total;
+            self.duty.attached(self.duty_totals(tick.stats), seconds);
+            for (calibration, program) in self.calibrations.iter_mut().zip(DIRECTIONS) {
+                calibration.attached(sampler(tick.stats, program));
+            }
+        }
+        Ok(())
+    }
+
+    fn window(&mut self, stats: &AllStats, window: &Window) -> io::Result<()> {
+        self.last.total = self.bank.read::<UdpBank>()?.total;
+        self.duty.window(self.duty_totals(stats), window);
+        for (calibration, program) in self.calibrations.iter_mut().zip(DIRECTIONS) {
+            calibration.window(sampler(stats, program), window.factor());
+        }
+        Ok(())
+    }
+
+    fn variances(&self, ahead_seconds: f64) -> Vec<(&'static Metric, f64)> {
+        let bytes = |n: usize| {
+            self.bytes[n].variance(0) * BYTES_UNIT * BYTES_UNIT + self.duty.variance(n, ahead_seconds)
+        };
+        let datagrams: f64 = self.calibrations.iter().map(SamplerCalibration::variance).sum();
         vec![
-            (&metrics::FLOW_SENT, variance(sent.sum(0), BYTES_UNIT, clusters(0))),
-            (&metrics::FLOW_RECEIVED, variance(received.sum(0), BYTES_UNIT, clusters(1))),
-            (&metrics::FLOW_DATAGRAMS, variance(sent.count() + received.count(), 1.0, clusters(2))),
+            (&metrics::FLOW_SENT, bytes(0)),
+            (&metrics::FLOW_RECEIVED, bytes(1)),
+            (&metrics::FLOW_DATAGRAMS, datagrams + self.duty.variance(2, ahead_seconds)),
         ]
     }
 

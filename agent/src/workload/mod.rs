@@ -6,13 +6,14 @@
 use std::{
     collections::{HashMap, HashSet},
     io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use crate::metrics::{self, Exposition};
 
 pub mod cgroup;
+pub mod directories;
 pub mod logs;
 pub mod notes;
 pub mod path;
@@ -20,6 +21,7 @@ pub mod series;
 pub mod totals;
 
 use cgroup::Trees;
+use directories::{Cgroup, Directory};
 use logs::Logs;
 use notes::{Note, Notes};
 use path::{Place, Uid};
@@ -97,6 +99,7 @@ type Key = (Hierarchy, u64);
 /// A cgroup that was learned and not forgotten.
 #[derive(Debug)]
 struct Known {
+    path: Box<str>,
     place: Place,
     /// Whether a scan found it, and not a note.
     by_scan: bool,
@@ -145,6 +148,8 @@ pub struct Workloads {
     next_scan: Instant,
     reading: u64,
     now: Instant,
+    /// Grows whenever [`Self::directories`] may have changed.
+    generation: u64,
     /// How lookups ended.
     pub lookups: Lookups,
 }
@@ -165,6 +170,7 @@ impl Workloads {
             next_scan: now,
             reading: 0,
             now,
+            generation: 0,
             lookups: Lookups::default(),
         }
     }
@@ -220,6 +226,7 @@ impl Workloads {
             && let Some(known) = self.known.get_mut(&key)
         {
             known.gone = Some((self.reading, self.now));
+            self.generation += 1;
         }
     }
 
@@ -239,7 +246,9 @@ impl Workloads {
             }
         }
         self.missing.remove(&key);
-        let known = Known { place, by_scan, labels: None, workload: None, used: self.reading, gone: None };
+        self.generation += 1;
+        let (path, used) = (path.into(), self.reading);
+        let known = Known { path, place, by_scan, labels: None, workload: None, used, gone: None };
         self.known.insert(key, known);
     }
 
@@ -281,6 +290,7 @@ impl Workloads {
         known.used = self.reading;
         let before = known.workload.replace(id);
         if before != Some(id) {
+            self.generation += 1;
             self.series.hold(id);
             match before {
                 Some(before) => self.series.release(before),
@@ -342,6 +352,7 @@ impl Workloads {
         for (key, known) in &mut self.known {
             if !seen.contains(key) && known.gone.is_none() && is_note_missed {
                 known.gone = Some(gone);
+                self.generation += 1;
             }
         }
         self.distrusted = false;
@@ -372,6 +383,7 @@ impl Workloads {
 
     fn forget(&mut self, key: Key) {
         let Some(known) = self.known.remove(&key) else { return };
+        self.generation += 1;
         if let Some(id) = known.workload {
             self.series.release(id);
         }
@@ -418,6 +430,36 @@ impl Workloads {
     /// The labels of a workload.
     pub fn labels(&self, id: Id) -> &Labels {
         self.series.labels(id)
+    }
+
+    /// Where cgroup2 is mounted, if it is.
+    pub fn cgroup2(&self) -> Option<PathBuf> {
+        let found = cgroup::hierarchies(&self.trees.mount, &self.trees.procfs);
+        found.into_iter().find(|(hierarchy, _)| *hierarchy == Hierarchy::CGROUP2).map(|(_, root)| root)
+    }
+
+    /// Grows whenever [`Self::directories`] may have changed.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// The directories whose counters add up to those of each workload, with `mount` being that of
+    /// cgroup2: see [`directories`].
+    pub fn directories(&mut self, mount: &Path) -> HashMap<Id, Vec<Directory>> {
+        let living = self
+            .known
+            .iter()
+            .filter(|((hierarchy, _), known)| *hierarchy == Hierarchy::CGROUP2 && known.gone.is_none());
+        let cgroups = living.map(|((_, id), known)| {
+            let Known { path, by_scan, workload, .. } = known;
+            let workload = workload.filter(|workload| *workload != Id::UNKNOWN);
+            Cgroup { id: *id, path: path.clone(), is_new: !by_scan, workload }
+        });
+        let cgroups = cgroups.collect();
+        directories::directories(mount, cgroups, |id| {
+            let labels = self.name((Hierarchy::CGROUP2, id))?.clone();
+            self.series.find(&labels)
+        })
     }
 
     /// Describes what is known of cgroups as metrics.
@@ -578,6 +620,35 @@ mod tests {
         }
         assert!(workloads.oldest.is_empty() && workloads.missing.len() <= MAX_MISSING);
         assert!(workloads.series.refused > 0);
+    }
+
+    #[test]
+    fn directories_are_of_living_cgroups_and_say_which_were_seen_being_made() -> io::Result<()> {
+        let root = std::env::temp_dir().join(format!("siskin-directories-{}", std::process::id()));
+        std::fs::create_dir_all(root.join("a.service"))?;
+        std::fs::write(root.join("cgroup.controllers"), "io")?;
+        let mut workloads = Workloads::new(Roots { cgroup: root.clone(), ..Roots::default() }, 100);
+        workloads.begin();
+        assert_eq!(workloads.cgroup2().as_deref(), Some(&*root));
+        let scanned = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(root.join("a.service"))?);
+        workloads.take(made(1, "/b.service"));
+        workloads.take(made(2, "/b.service/inner"));
+        workloads.take(made(3, "/b.service/c.service"));
+        let before = workloads.generation();
+        let [a, b] = [scanned, 1].map(|id| workloads.resolve(Hierarchy::CGROUP2, id));
+        assert_ne!(workloads.generation(), before);
+        let (before, found) = (workloads.generation(), workloads.directories(&root));
+        assert_eq!((workloads.generation(), found.len()), (before, 2));
+        let directory = |cgroup, path: &str, is_own, is_new| {
+            vec![Directory { cgroup, path: root.join(path), is_own, is_new }]
+        };
+        assert_eq!(found[&a], directory(scanned, "a.service", true, false));
+        let other = directory(3, "b.service/c.service", false, true);
+        assert_eq!(found[&b], [directory(1, "b.service", true, true), other].concat());
+        workloads.take(released(3));
+        assert_ne!(workloads.generation(), before);
+        assert_eq!(workloads.directories(&root)[&b], directory(1, "b.service", true, true));
+        std::fs::remove_dir_all(root)
     }
 
     proptest! {

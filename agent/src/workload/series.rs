@@ -101,6 +101,11 @@ impl Series {
         id
     }
 
+    /// The workload with these labels, if it has a place.
+    pub fn find(&self, labels: &Labels) -> Option<Id> {
+        self.by_labels.get(labels).copied()
+    }
+
     fn insert(&mut self, labels: &Labels) -> Id {
         let id = Id(self.next);
         self.next += 1;

@@ -65,13 +65,18 @@ fn sampling() -> Vec<Panel> {
             "Of the sum over the chosen nodes and all labels; a part of it has a larger one. Flow bytes include TCP's, which are exact.",
         )
         .unit("percentunit");
-    let graph = relative(graph, "siskin_disk_bytes_total", "siskin_disk_bytes_total");
+    let graph = relative(graph, "siskin_process_execs_total", "siskin_process_execs_total");
     let graph = relative(graph, "siskin_disk_io_seconds", "siskin_disk_io_seconds_sum");
     let graph = relative(graph, "siskin_workload_disk_ios_total", "siskin_workload_disk_ios_total");
     let graph = relative(graph, "siskin_flow_sent_bytes_total", "siskin_flow_sent_bytes_total");
     let graph = relative(graph, "siskin_flow_datagrams_total", "siskin_flow_datagrams_total");
     vec![
-        Panel::graph("Share of events taken while attached").unit("percentunit").up_to(1.0).query(
+        Panel::graph("CPU time that may still be spent at once, and debt")
+            .about("The bucket holds what the budget gives in a second; a debt is repaid before anything else is bought.")
+            .unit("s")
+            .query("min(siskin_budget_bucket_seconds{job=\"siskin\",node=~\"$node\"})", "bucket, least of the nodes")
+            .query("max(siskin_budget_debt_seconds{job=\"siskin\",node=~\"$node\"})", "debt, most of the nodes"),
+        Panel::graph("Share of events sampled while attached").unit("percentunit").up_to(1.0).query(
             "min by (probe) (siskin_sampling_ratio{job=\"siskin\",node=~\"$node\",probe=~\"$probe\"})",
             "{{probe}}, least of the nodes",
         ),
@@ -80,6 +85,13 @@ fn sampling() -> Vec<Panel> {
             "{{probe}}, least of the nodes",
         ),
         graph,
+        Panel::table("Standard error of the last hour, by workload")
+            .about("Of what each workload's value grew by in an hour, in the metric's unit; only what was estimated.")
+            .size(12, 8)
+            .now(
+                "sqrt(sum by (metric, namespace, pod, container) (increase(siskin_workload_estimate_variance_total{job=\"siskin\",node=~\"$node\"}[1h]))) > 0",
+            )
+            .column("standard error", "short"),
         Panel::table("Standard errors since start, by node")
             .about("Of each metric's total over all labels, in its unit.")
             .size(12, 8)

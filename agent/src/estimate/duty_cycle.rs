@@ -1,0 +1,166 @@
+//! What being attached for a share of the time adds to the error of a total.
+//!
+//! Time is cut into periods, and one window of each, at a random place, is seen: stratified
+//! sampling with one unit in each stratum. A window's total, times D, is an estimate X of its
+//! period's. With one unit in a stratum its variance cannot be seen inside of the stratum; it is
+//! taken from neighbours: half of the square of what two estimates in a row differ by (successive
+//! differences, collapsed strata; Wolter, Introduction to Variance Estimation, ch. 8; Cochran,
+//! Sampling Techniques, 5A.12), times 1 - 1/D, averaged over the last periods. A steady load has
+//! narrow errors, a bursty one wide ones.
+//!
+//! In the middle of a period all of its total is there, when its window is over, or nothing: by the
+//! time that is counted ahead or lacks that error is known, as long as the load is what it was.
+
+use crate::budget::{
+    allocation::{DUTY_PERIOD, PRIOR_WINDOW_VARIANCE},
+    duty::Window,
+};
+
+/// Periods over which the variance is averaged.
+const POOLED: f64 = 8.0;
+/// Periods' worth of the variance that is assumed before any was seen.
+const PRIOR: f64 = 2.0;
+
+/// Variances of N totals of a probe that is attached for a share of the time.
+#[derive(Clone, Copy, Debug)]
+pub struct DutyCycle<const N: usize> {
+    counted: [f64; N],
+    /// The estimate of the last period.
+    last: [f64; N],
+    pooled: [f64; N],
+    windows: f64,
+    closed: [f64; N],
+}
+
+impl<const N: usize> Default for DutyCycle<N> {
+    fn default() -> Self {
+        Self { counted: [0.0; N], last: [0.0; N], pooled: [0.0; N], windows: 0.0, closed: [0.0; N] }
+    }
+}
+
+impl<const N: usize> DutyCycle<N> {
+    /// The probe was attached for all of the last `seconds`; the totals as they stand.
+    pub fn attached(&mut self, totals: [f64; N], seconds: f64) {
+        let periods = seconds.max(1e-3) / DUTY_PERIOD.as_secs_f64();
+        self.last = self.added(totals).map(|added| added / periods);
+        self.pooled = self.last.map(|last| PRIOR_WINDOW_VARIANCE * last * last);
+        (self.counted, self.windows) = (totals, 0.0);
+    }
+
+    /// A window is over; the totals as they stand, which the programs made by its `duty`.
+    pub fn window(&mut self, totals: [f64; N], window: &Window) {
+        self.windows += 1.0;
+        let period = DUTY_PERIOD.as_secs_f64();
+        let stands_for = window.stands_for_seconds / period;
+        let share = (window.seconds / window.stands_for_seconds.max(1e-6)).min(1.0);
+        for (n, added) in self.added(totals).into_iter().enumerate() {
+            let estimate = added / window.duty as f64 / window.seconds.max(1e-6) * period;
+            let half = (estimate - self.last[n]).powi(2) / 2.0;
+            self.pooled[n] += (half - self.pooled[n]) / (self.windows + PRIOR).min(POOLED);
+            self.closed[n] += (1.0 - share) * self.pooled[n] * stands_for * stands_for;
+            self.last[n] = estimate;
+        }
+        self.counted = totals;
+    }
+
+    /// The variance of the n-th total so far, of which so many seconds are counted ahead of now, or
+    /// lack when they are less than 0.
+    pub fn variance(&self, n: usize, ahead_seconds: f64) -> f64 {
+        self.closed[n] + (self.last[n] * ahead_seconds / DUTY_PERIOD.as_secs_f64()).powi(2)
+    }
+
+    /// The variance of the periods that are over.
+    pub fn closed(&self, n: usize) -> f64 {
+        self.closed[n]
+    }
+
+    fn added(&self, totals: [f64; N]) -> [f64; N] {
+        std::array::from_fn(|n| totals[n] - self.counted[n])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A window of an eighth of a period, which stands for the period.
+    fn eighth() -> Window {
+        let period = DUTY_PERIOD.as_secs_f64();
+        Window { duty: 8, seconds: period / 8.0, stands_for_seconds: period }
+    }
+
+    /// Runs periods of a load: `rate` events in each 1/64 of a period; a window of 1/8 at a random
+    /// place of each. Returns the sums of squared errors and of variances over spans of ten
+    /// periods, and how many spans were inside 1.96 standard errors.
+    fn simulate(seed: u64, mut rate: impl FnMut(&mut fastrand::Rng) -> u64) -> (f64, f64, f64) {
+        const PLACES: usize = 64;
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut duty = DutyCycle::default();
+        let (mut truth, mut total) = (0u64, 0u64);
+        let (mut squares, mut variances, mut inside, mut spans) = (0.0, 0.0, 0.0, 0.0);
+        let mut begin = (0, 0, 0.0);
+        for period in 0..4000 {
+            let load: Vec<_> = (0..PLACES).map(|_| rate(&mut random)).collect();
+            let place = random.usize(0..8) * PLACES / 8;
+            truth += load.iter().sum::<u64>();
+            total += 8 * load[place..place + PLACES / 8].iter().sum::<u64>();
+            duty.window([total as f64], &eighth());
+            if period % 10 == 9 {
+                let off = (total - begin.1) as f64 - (truth - begin.0) as f64;
+                let variance = duty.variance(0, 0.0) - begin.2;
+                begin = (truth, total, duty.variance(0, 0.0));
+                // The first learn how the load varies.
+                if period > 50 {
+                    squares += off * off;
+                    variances += variance;
+                    inside += f64::from(off.abs() <= 1.96 * variance.sqrt());
+                    spans += 1.0;
+                }
+            }
+        }
+        (squares, variances, inside / spans)
+    }
+
+    #[test]
+    fn errors_are_neither_too_wide_nor_too_narrow() {
+        let even = |random: &mut fastrand::Rng| random.u64(90..110);
+        let bursts = |random: &mut fastrand::Rng| if random.f64() < 0.05 { 2000 } else { 10 };
+        let slices = {
+            let (mut left, mut is_on) = (0, false);
+            move |random: &mut fastrand::Rng| {
+                if left == 0 {
+                    (left, is_on) = (random.u32(2..20), !is_on);
+                }
+                left -= 1;
+                if is_on { 300 } else { 5 }
+            }
+        };
+        let results =
+            [("even", simulate(1, even)), ("bursts", simulate(2, bursts)), ("slices", simulate(3, slices))];
+        for (name, (squares, variances, inside)) in results {
+            let ratio = squares / variances;
+            println!("{name}: squared errors to variances {ratio:.2}, {:.1}% inside", inside * 100.0);
+            assert!((0.5..=2.0).contains(&ratio), "{name}: {ratio}");
+            assert!((0.9..=0.99).contains(&inside), "{name}: {inside}");
+        }
+    }
+
+    #[test]
+    fn in_the_middle_of_a_period_the_error_is_what_is_missing_or_too_much() {
+        let mut duty = DutyCycle::default();
+        duty.attached([1000.0], DUTY_PERIOD.as_secs_f64());
+        let open = |periods| duty.variance(0, periods * DUTY_PERIOD.as_secs_f64());
+        assert_eq!((open(-0.25), open(0.75), open(-4.0)), (62_500.0, 562_500.0, 16e6));
+        assert_eq!(duty.variance(0, 0.0), 0.0, "all of the time is no window");
+    }
+
+    #[test]
+    fn a_load_that_comes_while_attached_is_no_jump_of_the_first_window() {
+        let mut duty = DutyCycle::default();
+        duty.attached([1000.0], 3600.0);
+        duty.attached([1500.0], 0.5);
+        duty.window([2750.0], &eighth());
+        let relative = duty.variance(0, 0.0).sqrt() / 1250.0;
+        assert!(relative < 0.32, "{relative}");
+    }
+}
