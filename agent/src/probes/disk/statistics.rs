@@ -658,7 +658,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(200))]
 
-        /// Whatever comes, goes, is replaced or passed over: what is covered is exact, and nothing
+        /// Whatever comes, goes, is replaced or skipped: what is covered is exact, and nothing
         /// else is added.
         #[test]
         fn what_is_covered_is_exact(steps in prop::collection::vec(prop::collection::vec((0u8..8, 0u64..50), 4), 1..30)) {
