@@ -13,8 +13,7 @@ use crate::{
     facts::{self, load, present},
     log::trace,
     maps::{self, DISK_BANK, DISK_ROWS},
-    meter,
-    sampling::{self, add_variance},
+    meter, sampling,
 };
 
 /// The low byte of `cmd_flags` is the operation (`REQ_OP_MASK`, include/linux/blk_types.h, 6.18).
@@ -36,9 +35,9 @@ pub fn disk_complete(ctx: BtfTracePointContext) -> i32 {
         let failed = ctx.arg::<u32>(1) & 0xff != 0;
         let weight = sampling::sample(run, Probe::Disk);
         if !weight.is_nothing() || failed {
-            let work = run.begin_work_at();
-            completed(&ctx, failed, weight, work.begin_ns);
-            run.end_work(&work);
+            let now_ns = run.begin_work_at();
+            completed(&ctx, failed, weight, now_ns);
+            run.end_work();
         }
     })
 }
@@ -78,64 +77,132 @@ fn completed(ctx: &BtfTracePointContext, failed: bool, weight: Weight, now_ns: u
         if weight.is_nothing() {
             return;
         }
-        let total = &raw mut (*bank).total;
-        let work = workload_row(rq, op, bank);
+        let is_done = bytes >= left;
+        let ios = u64::from(is_done && !data_only);
+        let mut counted = Counted { ios, bytes: bytes.into(), device_ns: 0, total_ns: 0 };
+        if is_done {
+            let keeps_statistics = in_flush || flag(&facts::RQF_IO_STAT);
+            // The device is done with a write when its data is, not when the flushes after it are.
+            if op != DiskOp::Write || bytes != 0 {
+                counted.device_ns = device_ns(rq, keeps_statistics, row, bank, weight, now_ns);
+            }
+            if !data_only {
+                counted.total_ns = total_ns(rq, keeps_statistics, row, bank, weight, now_ns);
+            }
+        }
+        let Counted { ios, bytes, .. } = counted;
+        add(&raw mut (*row).ios, weight.of(ios));
+        add(&raw mut (*row).bytes, weight.of(bytes));
         // What the kernel's own statistics count has a part (blk_account_io_start, block/blk-mq.c,
         // 5.10 to 7.3). A flush is always in them (blk_account_io_flush, block/blk-flush.c, 5.5 to
         // 7.3). The rest is only in what the program counts.
-        let is_counted = op == DiskOp::Flush || has_part;
-        add(&raw mut (*row).bytes, weight.of(bytes.into()));
-        add(&raw mut (*work).bytes, weight.of(bytes.into()));
-        add(&raw mut (*total).bytes, weight.of(bytes.into()));
-        add_variance(&raw mut (*work).bytes_variance, weight, bytes.into(), BYTES_UNIT_LOG2);
-        add_variance(&raw mut (*total).bytes_variance, weight, bytes.into(), BYTES_UNIT_LOG2);
-        if !is_counted {
+        if op != DiskOp::Flush && !has_part {
             let uncounted = &raw mut (*row).uncounted;
-            add(&raw mut (*uncounted).bytes, weight.of(bytes.into()));
-            add_variance(&raw mut (*uncounted).bytes_variance, weight, bytes.into(), BYTES_UNIT_LOG2);
+            add(&raw mut (*uncounted).ios, weight.of(ios));
+            add(&raw mut (*uncounted).bytes, weight.of(bytes));
+            add(&raw mut (*uncounted).ios_variance, weight.variance(ios, 0));
+            add(&raw mut (*uncounted).bytes_variance, weight.variance(bytes, BYTES_UNIT_LOG2));
         }
-        if bytes < left {
-            return;
-        }
-        // The device is done with a write when its data is, not when the flushes after it are.
+        // The row of the workload is looked for when the row of the device is done with: the
+        // verifier looks at what follows once for each place where a row may be.
+        count(workload_row(rq, op, bank), bank, weight, &counted);
+    }
+}
+
+/// What a completion adds to the totals.
+struct Counted {
+    ios: u64,
+    bytes: u64,
+    /// 0 when it is not known.
+    device_ns: u64,
+    /// 0 when it is not known.
+    total_ns: u64,
+}
+
+/// How long the device had the request; 0 when the kernel did not note it.
+///
+/// # Safety
+/// `rq` is a `request` by BTF; rows and `bank` are map values.
+#[inline(always)]
+unsafe fn device_ns(
+    rq: *const c_void,
+    keeps_statistics: bool,
+    row: *mut DiskRow,
+    bank: *mut DiskBank,
+    weight: Weight,
+    now_ns: u64,
+) -> u64 {
+    // SAFETY: as the caller promises.
+    unsafe {
         let issued: u64 = load(rq, &facts::RQ_IO_START);
-        let reached_device = op != DiskOp::Write || bytes != 0;
-        let keeps_statistics = in_flush || flag(&facts::RQF_IO_STAT);
-        if issued == 0 && reached_device && keeps_statistics {
-            // The queue takes the time only while somebody asks for it, such as writeback throttling (blk_mq_start_request,
-            // block/blk-mq.c, 6.18).
-            let lost = (&raw mut (*bank).lost).cast::<u64>();
-            add(lost.add(Loss::NoDeviceTime as usize), weight.of(1));
-        }
-        if issued != 0 && reached_device {
-            let device_ns = now_ns.saturating_sub(issued);
-            maps::observe(&raw mut (*row).device, device_ns, weight);
-            add(&raw mut (*total).device_ns, weight.of(device_ns));
-            add_variance(&raw mut (*total).device_variance, weight, device_ns, NS_UNIT_LOG2);
-        }
-        if !data_only {
-            add(&raw mut (*row).ios, weight.of(1));
-            add(&raw mut (*work).ios, weight.of(1));
-            add(&raw mut (*total).ios, weight.of(1));
-            add_variance(&raw mut (*work).ios_variance, weight, 1, 0);
-            if !is_counted {
-                let uncounted = &raw mut (*row).uncounted;
-                add(&raw mut (*uncounted).ios, weight.of(1));
-                add_variance(&raw mut (*uncounted).ios_variance, weight, 1, 0);
-            }
-            // Without the flag the time is zero or, since 6.13, what an earlier request left there. Flushes do not have the
-            // flag, and always the time (blk_rq_init, block/blk-mq.c, 6.18).
-            let queued = if keeps_statistics { load(rq, &facts::RQ_START) } else { 0 };
-            if queued != 0 {
-                let total_ns = now_ns.saturating_sub(queued);
-                maps::observe(&raw mut (*row).total, total_ns, weight);
-                add(&raw mut (*total).total_ns, weight.of(total_ns));
-                add_variance(&raw mut (*total).total_variance, weight, total_ns, NS_UNIT_LOG2);
-            } else {
-                // The queue keeps no statistics (queue/iostats is 0), or not of such requests.
+        if issued == 0 {
+            // The queue takes the time only while somebody asks for it, such as writeback throttling
+            // (blk_mq_start_request, block/blk-mq.c, 6.18).
+            if keeps_statistics {
                 let lost = (&raw mut (*bank).lost).cast::<u64>();
-                add(lost.add(Loss::NoTimestamp as usize), weight.of(1));
+                add(lost.add(Loss::NoDeviceTime as usize), weight.of(1));
             }
+            return 0;
+        }
+        let device_ns = now_ns.saturating_sub(issued);
+        maps::observe(&raw mut (*row).device, device_ns, weight);
+        device_ns
+    }
+}
+
+/// How long the request took with its wait in the queue; 0 when the kernel did not note it.
+///
+/// # Safety
+/// As for [`device_ns`].
+#[inline(always)]
+unsafe fn total_ns(
+    rq: *const c_void,
+    keeps_statistics: bool,
+    row: *mut DiskRow,
+    bank: *mut DiskBank,
+    weight: Weight,
+    now_ns: u64,
+) -> u64 {
+    // SAFETY: as the caller promises.
+    unsafe {
+        // Without the flag the time is zero or, since 6.13, what an earlier request left there.
+        // Flushes do not have the flag, and always the time (blk_rq_init, block/blk-mq.c, 6.18).
+        let queued = if keeps_statistics { load(rq, &facts::RQ_START) } else { 0 };
+        if queued == 0 {
+            // The queue keeps no statistics (queue/iostats is 0), or not of such requests.
+            let lost = (&raw mut (*bank).lost).cast::<u64>();
+            add(lost.add(Loss::NoTimestamp as usize), weight.of(1));
+            return 0;
+        }
+        let total_ns = now_ns.saturating_sub(queued);
+        maps::observe(&raw mut (*row).total, total_ns, weight);
+        total_ns
+    }
+}
+
+/// Adds a completion to its workload's row and to the totals of all.
+///
+/// # Safety
+/// `work` and `bank` are map values.
+#[inline(always)]
+unsafe fn count(work: *mut DiskWorkloadRow, bank: *mut DiskBank, weight: Weight, counted: &Counted) {
+    let Counted { ios, bytes, device_ns, total_ns } = *counted;
+    // SAFETY: as the caller promises.
+    unsafe {
+        let total = &raw mut (*bank).total;
+        add(&raw mut (*work).ios, weight.of(ios));
+        add(&raw mut (*work).bytes, weight.of(bytes));
+        add(&raw mut (*total).ios, weight.of(ios));
+        add(&raw mut (*total).bytes, weight.of(bytes));
+        add(&raw mut (*total).device_ns, weight.of(device_ns));
+        add(&raw mut (*total).total_ns, weight.of(total_ns));
+        if weight.is_sampled() {
+            let bytes_variance = weight.variance(bytes, BYTES_UNIT_LOG2);
+            add(&raw mut (*work).ios_variance, weight.variance(ios, 0));
+            add(&raw mut (*work).bytes_variance, bytes_variance);
+            add(&raw mut (*total).bytes_variance, bytes_variance);
+            add(&raw mut (*total).device_variance, weight.variance(device_ns, NS_UNIT_LOG2));
+            add(&raw mut (*total).total_variance, weight.variance(total_ns, NS_UNIT_LOG2));
         }
     }
 }

@@ -8,7 +8,7 @@ use aya_ebpf::{
 use siskin_ebpf::{Program, ProgramStats, Rate};
 
 use crate::{
-    atomic::get,
+    atomic::{get, set},
     maps::{CONTROL, OVERLOAD, PROGRAM_STATS},
 };
 
@@ -17,19 +17,12 @@ const RUN_GAP: u64 = 1000;
 /// One in so many runs that do the whole work is timed from where the work begins.
 const SAMPLED_GAP: u64 = 16;
 
-/// A run of a program.
+/// A run of a program. What is being timed stands in its statistics and not here: the verifier
+/// would look at everything between twice, once for a run that is timed and once for one that is
+/// not.
 pub struct Run {
     /// The program's statistics on this CPU.
     pub stats: *mut ProgramStats,
-    /// When it began, while it is timed; else 0.
-    began_ns: u64,
-}
-
-/// Work on an event.
-pub struct Work {
-    /// Nanoseconds since boot when it began, if somebody needs to know.
-    pub begin_ns: u64,
-    is_timed: bool,
 }
 
 /// Runs `work` as a run of the program. Not for code that several programs share: the compiler
@@ -59,13 +52,13 @@ pub fn begin(program: Program) -> Option<Run> {
             // When there is no room, a notification waits that nobody has read yet.
             let _ = OVERLOAD.output((*stats).tick, BPF_RB_FORCE_WAKEUP.into());
         }
-        let mut began_ns = 0;
         if (*stats).run_time.is_due((*stats).runs, RUN_GAP, random) {
             let first_ns = bpf_ktime_get_ns();
-            began_ns = bpf_ktime_get_ns();
+            let began_ns = bpf_ktime_get_ns();
             (*stats).clock_time.add(began_ns - first_ns);
+            set(&raw mut (*stats).run_began_ns, began_ns);
         }
-        Some(Run { stats, began_ns })
+        Some(Run { stats })
     }
 }
 
@@ -73,35 +66,47 @@ impl Run {
     /// Ends the run, if its timing did not end where the work on an event began.
     #[inline(always)]
     pub fn end(&mut self) {
-        if self.began_ns != 0 {
-            // SAFETY: the helper has no preconditions; the statistics are as in `begin`.
-            unsafe { (*self.stats).run_time.add(bpf_ktime_get_ns() - self.began_ns) };
-            self.began_ns = 0;
+        // SAFETY: the helper has no preconditions; the statistics are as in `begin`.
+        unsafe {
+            let began_ns = get(&raw const (*self.stats).run_began_ns);
+            if began_ns != 0 {
+                set(&raw mut (*self.stats).run_began_ns, 0);
+                (*self.stats).run_time.add(bpf_ktime_get_ns() - began_ns);
+            }
         }
     }
 
     /// Begins the work on an event. It ends with [`Self::end_work`].
     #[inline(always)]
-    pub fn begin_work(&mut self) -> Work {
-        let is_timed = self.is_work_due();
-        // SAFETY: the helper has no preconditions.
-        Work { begin_ns: if is_timed { unsafe { bpf_ktime_get_ns() } } else { 0 }, is_timed }
+    pub fn begin_work(&mut self) {
+        if self.is_work_due() {
+            // SAFETY: the helper has no preconditions; the statistics are as in `begin`.
+            unsafe { set(&raw mut (*self.stats).work_began_ns, bpf_ktime_get_ns()) };
+        }
     }
 
-    /// The same for work that needs to know the time.
+    /// The same for work that needs to know the time: nanoseconds since boot.
     #[inline(always)]
-    pub fn begin_work_at(&mut self) -> Work {
-        let is_timed = self.is_work_due();
+    pub fn begin_work_at(&mut self) -> u64 {
         // SAFETY: the helper has no preconditions.
-        Work { begin_ns: unsafe { bpf_ktime_get_ns() }, is_timed }
+        let now_ns = unsafe { bpf_ktime_get_ns() };
+        if self.is_work_due() {
+            // SAFETY: the statistics are as in `begin`.
+            unsafe { set(&raw mut (*self.stats).work_began_ns, now_ns) };
+        }
+        now_ns
     }
 
     /// Ends the work on an event.
     #[inline(always)]
-    pub fn end_work(&mut self, work: &Work) {
-        if work.is_timed {
-            // SAFETY: the helper has no preconditions; the statistics are as in `begin`.
-            unsafe { (*self.stats).sampled_time.add(bpf_ktime_get_ns() - work.begin_ns) };
+    pub fn end_work(&mut self) {
+        // SAFETY: the helper has no preconditions; the statistics are as in `begin`.
+        unsafe {
+            let began_ns = get(&raw const (*self.stats).work_began_ns);
+            if began_ns != 0 {
+                set(&raw mut (*self.stats).work_began_ns, 0);
+                (*self.stats).sampled_time.add(bpf_ktime_get_ns() - began_ns);
+            }
         }
     }
 

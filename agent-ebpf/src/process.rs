@@ -26,9 +26,9 @@ pub fn process_exec(ctx: BtfTracePointContext) -> i32 {
     meter::run(Program::ProcessExec, |run| {
         let weight = sampling::sample(run, Probe::Process);
         if !weight.is_nothing() {
-            let work = run.begin_work();
+            run.begin_work();
             executed(&ctx, weight);
-            run.end_work(&work);
+            run.end_work();
         }
     })
 }
@@ -71,9 +71,9 @@ pub fn process_fork(ctx: BtfTracePointContext) -> i32 {
         }
         let weight = sampling::sample(run, Probe::Process);
         if !weight.is_nothing() {
-            let work = run.begin_work();
+            run.begin_work();
             forked(child, weight);
-            run.end_work(&work);
+            run.end_work();
         }
     })
 }
@@ -117,9 +117,9 @@ pub fn process_exit(ctx: BtfTracePointContext) -> i32 {
         let oom_killed = black_box(has_oom_mm);
         let weight = sampling::sample(run, Probe::Process);
         if !weight.is_nothing() || oom_killed {
-            let work = run.begin_work_at();
-            ended(task, [leader, signal], [start_ns, work.begin_ns], oom_killed, weight);
-            run.end_work(&work);
+            let now_ns = run.begin_work_at();
+            ended(task, [leader, signal], [start_ns, now_ns], oom_killed, weight);
+            run.end_work();
         }
     })
 }

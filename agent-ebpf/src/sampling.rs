@@ -3,7 +3,7 @@
 use siskin_ebpf::{Probe, Rate, Weight};
 
 use crate::{
-    atomic::{add, get},
+    atomic::{add, get, set},
     maps::CONTROL,
     meter::{Run, random},
 };
@@ -46,11 +46,20 @@ pub fn paused(probe: Probe) -> bool {
 }
 
 /// Samples the event or skips it: [`Weight::NOTHING`].
+///
+/// The weight goes through the program's statistics: the verifier forgets there what it knows of
+/// it, and does not look at all that follows once for each kind of weight.
 #[inline(always)]
 pub fn sample(run: &Run, probe: Probe) -> Weight {
     let Some(rate) = rate(probe) else { return Weight::NOTHING };
     // SAFETY: a map value that only this program writes, and it does not interrupt itself.
-    unsafe { (*run.stats).sampler.sample(&rate, seed) }
+    unsafe {
+        let words = (&raw mut (*run.stats).weight).cast::<u64>();
+        let [total, period] = (*run.stats).sampler.sample(&rate, seed).words();
+        set(words, total);
+        set(words.add(1), period);
+        Weight::of_words([get(words), get(words.add(1))])
+    }
 }
 
 /// Whether the next event stands for itself alone.

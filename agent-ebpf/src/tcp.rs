@@ -78,30 +78,30 @@ fn state_changed<M: Memory>(ctx: &BtfTracePointContext) -> i32 {
         match (old, new) {
             // When it is not followed now, that is decided when it is established.
             (_, state::SYN_SENT) if sampling::samples_all(run, Probe::Tcp) => {
-                let work = run.begin_work_at();
-                connecting::<M>(sk, work.begin_ns);
-                run.end_work(&work);
+                let now_ns = run.begin_work_at();
+                connecting::<M>(sk, now_ns);
+                run.end_work();
             }
             (_, state::CLOSE) => match M::find(sk) {
                 Some(socket) => {
-                    let work = run.begin_work_at();
-                    followed_closed::<M>(sk, socket, old, work.begin_ns, bank);
-                    run.end_work(&work);
+                    let now_ns = run.begin_work_at();
+                    followed_closed::<M>(sk, socket, old, now_ns, bank);
+                    run.end_work();
                 }
                 None => closed::<M>(sk, old, bank, run),
             },
             (_, state::LISTEN) => {
-                let work = run.begin_work();
+                run.begin_work();
                 tcp_iter::listens(sk);
-                run.end_work(&work);
+                run.end_work();
             }
             // A socket closed before the last segment of its handshake goes from there to
             // FIN_WAIT1.
             (state::SYN_SENT | state::SYN_RECV, state::ESTABLISHED | state::FIN_WAIT1) => match M::find(sk) {
                 Some(socket) => {
-                    let work = run.begin_work_at();
-                    followed_established(socket, work.begin_ns, bank);
-                    run.end_work(&work);
+                    let now_ns = run.begin_work_at();
+                    followed_established(socket, now_ns, bank);
+                    run.end_work();
                 }
                 None => established::<M>(sk, old, bank, run),
             },
@@ -130,10 +130,10 @@ fn reset(program: Program, direction: usize) -> i32 {
     if !weight.is_nothing()
         && let Some(bank) = TCP_BANK.get_ptr_mut(0)
     {
-        let work = run.begin_work();
+        run.begin_work();
         // SAFETY: a map value with two such words.
         unsafe { add((&raw mut (*bank).resets).cast::<u64>().add(direction), weight.of(1)) };
-        run.end_work(&work);
+        run.end_work();
     }
     run.end();
     0
@@ -170,18 +170,18 @@ fn established<M: Memory>(sk: *const c_void, old: u32, bank: *mut TcpBank, run: 
     if weight.is_nothing() {
         return shed();
     }
-    let work = run.begin_work_at();
+    let now_ns = run.begin_work_at();
     let role = if old == state::SYN_SENT { Role::Client } else { Role::Server };
     opened(cgroup(sk), role, bank, weight);
     if !weight.is_one() {
         shed();
         // SAFETY: every `lost` has a word for each `Loss`.
         add(unsafe { (&raw mut (*bank).lost).cast::<u64>().add(Loss::Budget as usize) }, weight.of(1));
-    } else if !begin::<M>(sk, role, work.begin_ns, 1) {
+    } else if !begin::<M>(sk, role, now_ns, 1) {
         // SAFETY: a map value.
         maps::lose(unsafe { &raw mut (*bank).lost }, Loss::SocketStorage);
     }
-    run.end_work(&work);
+    run.end_work();
 }
 
 /// Counts a beginning or an end that may have been skipped.
@@ -269,7 +269,7 @@ fn closed<M: Memory>(sk: *const c_void, old: u32, bank: *mut TcpBank, run: &mut 
     if weight.is_nothing() {
         return;
     }
-    let work = run.begin_work();
+    run.begin_work();
     // SAFETY: `sk` is a `sock` by the tracepoint's BTF.
     let errno: u32 = unsafe { load(sk, &facts::SK_ERR) };
     let cgroup = cgroup(sk);
@@ -287,7 +287,7 @@ fn closed<M: Memory>(sk: *const c_void, old: u32, bank: *mut TcpBank, run: &mut 
             maps::observe(unsafe { &raw mut (*bank).rtt }, moved.rtt_ns, weight);
         }
     }
-    run.end_work(&work);
+    run.end_work();
 }
 
 /// The last state of a connection that is followed.

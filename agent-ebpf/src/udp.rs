@@ -66,9 +66,9 @@ fn moved(sk: impl Pointer, result: i32, direction: usize, program: Program) -> i
     {
         let weight = sampling::sample(&run, Probe::Udp);
         if !weight.is_nothing() {
-            let work = run.begin_work();
+            run.begin_work();
             count(sk, result as u64, direction, weight, bank);
-            run.end_work(&work);
+            run.end_work();
         }
     }
     run.end();

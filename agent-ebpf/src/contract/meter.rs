@@ -144,12 +144,18 @@ pub struct ProgramStats {
     pub run_time: Timed,
     /// The clock alone, read twice before each of those.
     pub clock_time: Timed,
+    /// When the run began that is being timed, in nanoseconds since boot; else 0.
+    pub run_began_ns: u64,
     /// Runs that did the whole work: of a sampled program those whose event was sampled, else all.
     pub sampled_runs: u64,
     /// Some of those, from where the work on the event begins.
     pub sampled_time: Timed,
+    /// When the work began that is being timed, in nanoseconds since boot; else 0.
+    pub work_began_ns: u64,
     /// Its sampling.
     pub sampler: Sampler,
+    /// N x D and N of the event that it sampled last.
+    pub weight: [u64; 2],
 }
 
 impl ProgramStats {

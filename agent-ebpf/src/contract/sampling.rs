@@ -9,6 +9,8 @@
 //! adds to a total of v (Horvitz and Thompson's estimator for independent draws). What being
 //! attached for a share of the time adds is estimated in user space, from one window to the next.
 
+use core::num::NonZeroU64;
+
 /// Largest weight N x D: one event in a million is sampled.
 pub const MAX_PERIOD: u64 = 1 << 20;
 
@@ -52,21 +54,37 @@ pub struct Weight {
     /// N times D.
     total: u64,
     /// N.
-    period: u64,
+    period: NonZeroU64,
 }
 
 impl Weight {
     /// The event stands for itself alone.
-    pub const ONE: Self = Self { total: 1, period: 1 };
+    pub const ONE: Self = Self { total: 1, period: NonZeroU64::MIN };
 
     /// The event is skipped. Not an `Option`: what is in one that is none is undefined, and the
     /// compiler may copy it, which the verifier of older kernels does not take.
-    pub const NOTHING: Self = Self { total: 0, period: 0 };
+    pub const NOTHING: Self = Self { total: 0, period: NonZeroU64::MIN };
 
     /// One event in `period`, of a program that is attached for one part in `duty` of the time.
     #[inline(always)]
     pub const fn new(period: u64, duty: u64) -> Self {
-        Self { total: period * duty, period }
+        let period = match NonZeroU64::new(period) {
+            Some(period) => period,
+            None => NonZeroU64::MIN,
+        };
+        Self { total: period.get() * duty, period }
+    }
+
+    /// N x D and N.
+    #[inline(always)]
+    pub const fn words(self) -> [u64; 2] {
+        [self.total, self.period.get()]
+    }
+
+    /// The weight of these [words](Self::words).
+    #[inline(always)]
+    pub const fn of_words([total, period]: [u64; 2]) -> Self {
+        Self { total, ..Self::new(period, 1) }
     }
 
     /// Whether the event is skipped.
@@ -84,7 +102,7 @@ impl Weight {
     /// Whether other events were skipped for this one.
     #[inline(always)]
     pub const fn is_sampled(self) -> bool {
-        self.period > 1
+        self.period.get() > 1
     }
 
     /// What the event adds to a total of `value`.
@@ -94,28 +112,27 @@ impl Weight {
     }
 
     /// What sampling adds to the variance of a total of `value`: (D v)² N(N-1), in units of 2^(2
-    /// `unit_log2`); below 2^62.
+    /// `unit_log2`); below 2^63. Without a branch: the verifier would look at all that follows once
+    /// for each way.
     #[inline(always)]
-    pub const fn variance(self, value: u64, unit_log2: u32) -> u64 {
-        const MOST: u64 = 1 << 31;
-        const MOST_VALUE: u64 = 1 << 43;
-        let value = if value < MOST_VALUE { value } else { MOST_VALUE };
-        // At most 2^63. The unit is taken off the square where that fits a word, so that small
-        // values count too.
-        let weighted = value * self.total;
-        let square = if weighted < MOST {
-            (weighted * weighted) >> (2 * unit_log2)
-        } else {
-            let units = weighted >> unit_log2;
-            let units = if units < MOST { units } else { MOST - 1 };
-            units * units
-        };
-        // A division that may fail is code for a panic, which a program has no place for.
-        match square.checked_div(self.period) {
-            Some(rest) => square - rest,
-            None => 0,
-        }
+    pub fn variance(self, value: u64, unit_log2: u32) -> u64 {
+        // At most 2^63.
+        let weighted = at_most(value, 1 << 43) * self.total;
+        let units = at_most(weighted >> unit_log2, (1 << 31) - 1);
+        // What is less than a unit counts too, or small values would not.
+        let rest = weighted & ((1 << unit_log2) - 1);
+        let square = units * units + ((2 * units * rest) >> unit_log2) + ((rest * rest) >> (2 * unit_log2));
+        square - square / self.period
     }
+}
+
+/// The smaller one of two numbers below 2^63, without a branch.
+#[inline(always)]
+fn at_most(value: u64, most: u64) -> u64 {
+    let over = value.wrapping_sub(most);
+    // All ones where `value` is less.
+    let less = ((over as i64) >> 63) as u64;
+    most.wrapping_add(over & less)
 }
 
 /// The sampling of one program on one CPU. Only that program writes it, and a program does not
