@@ -1,14 +1,14 @@
 //! A probe's programs on the events they wait for.
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::{
+    os::fd::{AsFd as _, OwnedFd},
+    sync::Arc,
+};
 
 use anyhow::Context as _;
 use siskin_ebpf::{Probe, program};
 
-use super::{
-    interrupts::{interrupted, online_cpus},
-    sys,
-};
+use super::{interrupts::Interrupts, sys};
 
 /// The programs of a probe that run on events. Dropping it detaches them; they stay loaded as long as the object does.
 #[derive(Debug)]
@@ -17,17 +17,8 @@ pub struct Attachment {
     pub probe: Probe,
     programs: Vec<Attached>,
     is_attached: bool,
-    /// Seconds that detaching took from one of the other CPUs, each time that this was measured.
-    interrupted_seconds: Vec<f64>,
-    /// Times that it was tried.
-    measured: usize,
+    interrupts: Arc<Interrupts>,
 }
-
-/// So many times it is measured what detaching costs other CPUs.
-const MEASURED: usize = 3;
-/// What detaching or attaching a program is taken to cost one other CPU before that was measured,
-/// in seconds.
-const PRIOR_INTERRUPT_SECONDS: f64 = 5e-6;
 
 /// A program and its link, which is closed to detach it.
 #[derive(Debug)]
@@ -41,8 +32,8 @@ struct Attached {
 
 impl Attachment {
     /// Nothing yet.
-    pub fn new(probe: Probe) -> Self {
-        Self { probe, programs: Vec::new(), is_attached: false, interrupted_seconds: Vec::new(), measured: 0 }
+    pub fn new(probe: Probe, interrupts: Arc<Interrupts>) -> Self {
+        Self { probe, programs: Vec::new(), is_attached: false, interrupts }
     }
 
     /// Takes one more program, which is attached by `link`. One that `stays` is never detached.
@@ -58,11 +49,12 @@ impl Attachment {
 
     /// Seconds that attaching or detaching takes from all other CPUs together.
     pub fn interrupt_seconds(&self) -> f64 {
-        let others = online_cpus().saturating_sub(1) as f64;
-        // The least: others interrupt that CPU, too.
-        let least = self.interrupted_seconds.iter().copied().reduce(f64::min);
-        let programs = self.programs.iter().filter(|of| !of.stays).count() as f64;
-        others * least.unwrap_or(programs * PRIOR_INTERRUPT_SECONDS)
+        self.interrupts.seconds(self.detachable())
+    }
+
+    /// Programs that are detached when the probe is.
+    fn detachable(&self) -> usize {
+        self.programs.iter().filter(|of| !of.stays).count()
     }
 
     /// Whether a program of the probe stays attached, so that detaching the probe does not save what running it costs.
@@ -99,15 +91,14 @@ impl Attachment {
         Ok(())
     }
 
-    /// Detaches the programs that do not stay. A few times it is measured what that costs the other
-    /// CPUs.
+    /// Detaches the programs that do not stay.
     pub fn detach(&mut self) {
-        if !self.is_attached || self.measured >= MEASURED {
-            return self.close_links();
+        if std::mem::take(&mut self.is_attached) {
+            let interrupts = Arc::clone(&self.interrupts);
+            interrupts.detach(self.detachable(), || self.close_links());
+        } else {
+            self.close_links();
         }
-        self.measured += 1;
-        let ((), seconds) = interrupted(|| self.close_links());
-        self.interrupted_seconds.extend(seconds);
     }
 
     fn close_links(&mut self) {
@@ -115,6 +106,5 @@ impl Attachment {
             // Closing a link detaches.
             of.link = None;
         }
-        self.is_attached = false;
     }
 }

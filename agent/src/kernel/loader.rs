@@ -23,6 +23,7 @@ use super::{
     facts::{self, Facts},
     features::{Choice, Features},
     hook::{Group, Hook, HookState, Point, State},
+    interrupts::Interrupts,
     iter::Iter,
     memory::{self, Kind, Plan},
     privileges,
@@ -77,6 +78,7 @@ pub struct Kernel {
     sysfs: PathBuf,
     iterators: Vec<(&'static str, Iter)>,
     attachments: Vec<Attachment>,
+    interrupts: Arc<Interrupts>,
     /// Whether this kernel attaches a program to a function more than once; `None` until one is there to be tried.
     exits_attach_again: Option<bool>,
 }
@@ -136,6 +138,7 @@ impl Kernel {
             sysfs: request.sysfs.to_owned(),
             iterators: Vec::new(),
             attachments: Vec::new(),
+            interrupts: Arc::default(),
             exits_attach_again: None,
         };
         for choice in &choices {
@@ -228,7 +231,7 @@ impl Kernel {
         let fd = program.fd()?.as_fd().try_clone_to_owned()?;
         if hook.point.is_event() {
             let index = self.attachments.iter().position(|of| of.probe == hook.probe).unwrap_or_else(|| {
-                self.attachments.push(Attachment::new(hook.probe));
+                self.attachments.push(Attachment::new(hook.probe, Arc::clone(&self.interrupts)));
                 self.attachments.len() - 1
             });
             let link = match hook.point {
