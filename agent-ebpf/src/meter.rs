@@ -88,13 +88,15 @@ impl Run {
     /// The same for work that needs to know the time: nanoseconds since boot.
     #[inline(always)]
     pub fn begin_work_at(&mut self) -> u64 {
-        // SAFETY: the helper has no preconditions.
-        let now_ns = unsafe { bpf_ktime_get_ns() };
-        if self.is_work_due() {
-            // SAFETY: the statistics are as in `begin`.
-            unsafe { set(&raw mut (*self.stats).work_began_ns, now_ns) };
+        let is_due = self.is_work_due();
+        // SAFETY: the helper has no preconditions; the statistics are as in `begin`.
+        unsafe {
+            let now_ns = bpf_ktime_get_ns();
+            if is_due {
+                set(&raw mut (*self.stats).work_began_ns, now_ns);
+            }
+            now_ns
         }
-        now_ns
     }
 
     /// Ends the work on an event.
