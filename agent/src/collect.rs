@@ -216,6 +216,7 @@ impl Collector {
                 stats: budget.stats(),
                 attached_seconds: budget.is_attached(probe).then(|| budget.tick_seconds()),
                 now_seconds: began.elapsed().as_secs_f64(),
+                level_seconds: budget.level_seconds(),
                 control: &kernel.control,
             };
             if let Err(error) = reader.tick(&tick) {
@@ -353,7 +354,7 @@ impl State {
     fn describe_errors(&self, out: &mut Exposition) {
         let mut variances: BTreeMap<&str, f64> = BTreeMap::new();
         for reader in self.readers.iter().filter(|reader| self.budget.may_sample(reader.probe())) {
-            for (metric, variance) in reader.variances(self.budget.ahead_seconds(reader.probe())) {
+            for (metric, variance) in reader.variances(self.budget.lacking_seconds(reader.probe())) {
                 *variances.entry(metric.name).or_default() += variance;
             }
         }

@@ -24,7 +24,7 @@ const MEAN_SECONDS: f64 = 1.25;
 const LEAST: f64 = 0.05;
 /// The part of the bucket that one window may cost: two of different probes may come together, and
 /// a scrape besides.
-const WINDOW: f64 = 0.6;
+const WINDOW: f64 = 0.8;
 /// The debt is remembered up to so many times what the bucket can hold: a process that alone costs
 /// more than the budget is to be seen, and not to blind the probes for hours after.
 const MOST_DEBT: f64 = 10.0;
@@ -84,6 +84,11 @@ impl Bucket {
         self.level_seconds.max(0.0)
     }
 
+    /// Whether some of the budget was not spent, and nothing holds it any more.
+    pub fn is_full(&self) -> bool {
+        self.level_seconds >= self.capacity()
+    }
+
     /// CPU seconds that were spent before they were there.
     pub fn debt_seconds(&self) -> f64 {
         (-self.level_seconds).max(0.0)
@@ -99,6 +104,11 @@ impl Bucket {
     /// CPU seconds that one window may cost, which come all at once.
     pub fn window_seconds(&self) -> f64 {
         self.capacity() * WINDOW
+    }
+
+    /// The same for a window that may come at once, after a load that took from the bucket already.
+    pub fn next_window_seconds(&self) -> f64 {
+        WINDOW * self.level_seconds.max(self.capacity() * LEAST)
     }
 
     /// Cores that probes may cost from now on, beside what `fixed_cores` takes in any case: what

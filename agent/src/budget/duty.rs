@@ -165,14 +165,15 @@ impl Duty {
         })
     }
 
-    /// The window of the period that began then is over: it stands for the time that no window
-    /// stood for yet, until the period ends. One that was cut, because it saw so much, stands for
-    /// its own part of the time alone, and the next window for the rest.
+    /// The window of the period that began then is over: it stands for the time since the last one
+    /// ended. That is as good as to stand for its own period, and what a reading lacks differs less
+    /// from one reading to the next. One that was cut, because it saw so much, stands for its own
+    /// part of the time alone, and the next window for the rest.
     pub fn seen(&mut self, began: Instant, duty: u64, [from, to]: [Instant; 2], is_cut: bool) -> Window {
         let since = self.counted_until.unwrap_or(began);
         let until = match is_cut {
-            true => since + to.saturating_duration_since(from) * duty as u32,
-            false => (began + DUTY_PERIOD).max(to),
+            true => to.min(since + to.saturating_duration_since(from) * duty as u32),
+            false => to,
         };
         self.counted_until = Some(until);
         Window {
@@ -209,7 +210,9 @@ mod tests {
             sum += window.seconds * 1e3 * duty as f64 * window.factor();
             now = to.max(now + DUTY_PERIOD);
         }
-        sum / ((now - begin).as_secs_f64() * 1e3)
+        let counted = plans.counted_until().expect("a window") - begin;
+        assert!(now - begin - counted <= DUTY_PERIOD);
+        sum / (counted.as_secs_f64() * 1e3)
     }
 
     #[test]
@@ -300,14 +303,16 @@ mod tests {
         plans.detached(at(0));
         // A period that was given up without a window, then one that has its window.
         let window = plans.seen(at(500), 10, [at(600), at(725)], false);
-        assert_eq!((window.seconds, window.stands_for_seconds), (0.125, 1.75));
-        assert!((window.factor() - 1.4).abs() < 1e-9);
-        // The next one begins before the time is over that this one stood for.
-        let window = plans.seen(at(1000), 10, [at(1100), at(1225)], false);
-        assert_eq!((window.stands_for_seconds, plans.counted_until()), (0.5, Some(at(2250))));
-        // One that was cut after a fifth of its time.
-        let window = plans.seen(at(2250), 10, [at(2300), at(2325)], true);
-        assert_eq!((window.factor(), plans.counted_until()), (1.0, Some(at(2500))));
+        assert_eq!((window.seconds, window.stands_for_seconds), (0.125, 0.725));
+        assert!((window.factor() - 0.58).abs() < 1e-9);
+        let window = plans.seen(at(1750), 10, [at(1850), at(1975)], false);
+        assert_eq!((window.stands_for_seconds, plans.counted_until()), (1.25, Some(at(1975))));
+        // One that was cut after a fifth of its time stands for a fifth of a period,
+        let window = plans.seen(at(3000), 10, [at(3300), at(3325)], true);
+        assert_eq!((window.factor(), plans.counted_until()), (1.0, Some(at(2225))));
+        // the next for the rest.
+        let window = plans.seen(at(4250), 10, [at(4300), at(4425)], false);
+        assert_eq!((window.stands_for_seconds, plans.counted_until()), (2.2, Some(at(4425))));
     }
 
     #[test]
@@ -319,10 +324,9 @@ mod tests {
         assert_eq!(plans.plan(&setting(1)), Plan::Always);
         let window = plans.closed([at(750), at(1000)]).expect("a window");
         assert_eq!((window.factor(), plans.counted_until()), (4.0, None));
-        // A window stood for more than the time until then.
         plans.seen(at(1000), 10, [at(1000), at(1125)], false);
-        let window = plans.closed([at(1250), at(2500)]).expect("a window");
-        assert_eq!((window.factor(), plans.counted_until()), (0.2, None));
+        let window = plans.closed([at(1250), at(1500)]).expect("a window");
+        assert_eq!((window.factor(), plans.counted_until()), (1.5, None));
     }
 
     #[test]

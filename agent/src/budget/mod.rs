@@ -167,16 +167,16 @@ impl Budget {
         self.probes.iter_mut().find(|of| of.probe == probe)
     }
 
-    /// In a duty cycle what was seen of a probe stands for the time until then.
+    /// In a duty cycle what was seen of a probe stands for all of the time until then.
     pub fn set_counted_until(&mut self, probe: Probe, until: Option<Instant>) {
         if let Some(of) = self.of_mut(probe) {
             of.set_counted_until(until);
         }
     }
 
-    /// Seconds that are counted ahead of now for a probe, or lack when they are less than 0.
-    pub fn ahead_seconds(&self, probe: Probe) -> f64 {
-        self.of(probe).map_or(0.0, |of| of.ahead_seconds(Instant::now()))
+    /// Seconds until now that no window of a probe stood for yet.
+    pub fn lacking_seconds(&self, probe: Probe) -> f64 {
+        self.of(probe).map_or(0.0, |of| of.lacking_seconds(Instant::now()))
     }
 
     /// A probe was attached for one part in `duty` of the time, or detached with `None`. That took
@@ -221,6 +221,11 @@ impl Budget {
         self.set_rates(control, true);
     }
 
+    /// CPU seconds that may be spent at once.
+    pub fn level_seconds(&self) -> f64 {
+        self.bucket.as_ref().map_or(f64::INFINITY, Bucket::level_seconds)
+    }
+
     /// Seconds since the last tick ended.
     pub fn tick_seconds(&self) -> f64 {
         self.at.elapsed().as_secs_f64()
@@ -256,8 +261,9 @@ impl Budget {
             // `random` are no counts.
             *word = if *word > u64::MAX / 2 { 0 } else { *word };
         }
+        let is_full = self.bucket.as_ref().is_some_and(Bucket::is_full);
         for of in &mut self.probes {
-            of.measure(&added, &stats, &self.meter, self.at);
+            of.measure(&added, &stats, &self.meter, self.at, is_full);
         }
         let bucket = self.bucket.as_ref()?;
         let before: Vec<_> = self.probes.iter().map(|of| of.setting).collect();
@@ -297,7 +303,11 @@ impl Budget {
         let wanted = allocate(&demands, cores * ALLOCATED, bucket.budget_cores());
         let payable = |settings: Vec<Setting>| -> Vec<_> {
             let pairs = settings.into_iter().zip(&demands);
-            pairs.map(|(setting, demand)| payable(setting, demand, bucket.window_seconds())).collect()
+            let most_seconds = match end {
+                End::Time => bucket.window_seconds(),
+                End::Overload => bucket.next_window_seconds(),
+            };
+            pairs.map(|(setting, demand)| payable(setting, demand, most_seconds)).collect()
         };
         if end == End::Time {
             return payable(settle(&current, wanted, &demands, cores));

@@ -21,6 +21,8 @@ const MEMORY: f64 = 0.7;
 /// Weight of a window beside those before: each sees little, but a load that is over is to be
 /// counted whole again soon.
 const WINDOW_WEIGHT: f64 = 0.6;
+/// A window that saw less than this part of the load before says that it is over.
+const GONE: f64 = 0.25;
 /// Weight of what attaching once cost beside what it cost before.
 const ATTACH_WEIGHT: f64 = 0.2;
 /// Seconds attached below which a load is not measured.
@@ -72,12 +74,9 @@ impl ProbeBudget {
         self.counted_until = until;
     }
 
-    /// Seconds that are counted ahead of now, or lack when they are less than 0.
-    pub fn ahead_seconds(&self, now: Instant) -> f64 {
-        self.counted_until.map_or(0.0, |until| {
-            let ahead = until.saturating_duration_since(now).as_secs_f64();
-            ahead - now.saturating_duration_since(until).as_secs_f64()
-        })
+    /// Seconds until now that no window stood for yet.
+    pub fn lacking_seconds(&self, now: Instant) -> f64 {
+        self.counted_until.map_or(0.0, |until| now.saturating_duration_since(until).as_secs_f64())
     }
 
     /// Whether it is attached, and not in a window.
@@ -127,8 +126,16 @@ impl ProbeBudget {
     }
 
     /// Measures what it was asked to do in the tick that ends `now`, by what was added to its
-    /// programs' statistics.
-    pub fn measure(&mut self, added: &AllStats, stats: &AllStats, meter: &Meter, now: Instant) {
+    /// programs' statistics. While the bucket `is_full` a load that is gone is forgotten at once:
+    /// should it come back, it is paid from the bucket.
+    pub fn measure(
+        &mut self,
+        added: &AllStats,
+        stats: &AllStats,
+        meter: &Meter,
+        now: Instant,
+        is_full: bool,
+    ) {
         if let Some(since) = &mut self.attached_since {
             self.attached_seconds += now.saturating_duration_since(*since).as_secs_f64();
             *since = now;
@@ -162,14 +169,11 @@ impl ProbeBudget {
             most_runs: most(&|of| of.runs as f64) / seconds,
         };
         let is_window = self.counted_until.is_some();
-        self.load = Some(
-            self.load.map_or(
-                load,
-                |last| {
-                    if is_window { mixed(&last, &load) } else { not_below(&last, &load) }
-                },
-            ),
-        );
+        self.load = Some(match &self.load {
+            Some(last) if is_window && !(is_full && is_gone(last, &load)) => mixed(last, &load),
+            Some(last) if !is_window && !is_full => not_below(last, &load),
+            _ => load,
+        });
     }
 
     /// How it samples by a setting, in words.
@@ -209,6 +213,12 @@ fn combine(last: &Load, load: &Load, of: impl Fn(f64, f64) -> f64) -> Load {
 /// The load, or most of what the last one was.
 fn not_below(last: &Load, load: &Load) -> Load {
     combine(last, load, |last, load| load.max(last * MEMORY))
+}
+
+/// Whether a window saw so little that the load before is over, and not only uneven.
+fn is_gone(last: &Load, load: &Load) -> bool {
+    let cores = |of: &Load| of.demand.skip_cores + of.demand.sample_cores;
+    cores(load) < GONE * cores(last)
 }
 
 /// The mean of windows, the last one more.

@@ -8,18 +8,29 @@
 //! Sampling Techniques, 5A.12), times 1 - 1/D, averaged over the last periods. A steady load has
 //! narrow errors, a bursty one wide ones.
 //!
-//! In the middle of a period all of its total is there, when its window is over, or nothing: by the
-//! time that is counted ahead or lacks that error is known, as long as the load is what it was.
+//! A window stands for the time since the last one ended. A reading lacks what came after the last
+//! window, so what one reading adds to another is off by the difference of what they lack, however
+//! even the load is: both are uniform between nothing and a period. The variance of that, a sixth
+//! of the square of a period's total, is spread over the periods of the time that errors are for
+//! ([`HORIZON`]): too little for shorter times and too much for longer ones.
 
 use crate::budget::{
-    allocation::{DUTY_PERIOD, PRIOR_WINDOW_VARIANCE},
+    allocation::{DUTY_PERIOD, HORIZON, PRIOR_WINDOW_VARIANCE},
     duty::Window,
 };
 
 /// Periods over which the variance is averaged.
 const POOLED: f64 = 8.0;
+/// Periods that a reading lacks in the mean.
+const MEAN_LACKING: f64 = 0.5;
+/// A square this many times the average is a load that changed, as is what the first window differs
+/// by from the time before: it counts at once and whole, and says nothing of what follows.
+const JUMP: f64 = 50.0;
 /// Periods' worth of the variance that is assumed before any was seen.
 const PRIOR: f64 = 2.0;
+
+/// What readings lack, as a part of the square of a period's total, for each period.
+const LACKING: f64 = DUTY_PERIOD.as_millis() as f64 / HORIZON.as_millis() as f64 / 6.0;
 
 /// Variances of N totals of a probe that is attached for a share of the time.
 #[derive(Clone, Copy, Debug)]
@@ -30,11 +41,20 @@ pub struct DutyCycle<const N: usize> {
     pooled: [f64; N],
     windows: f64,
     closed: [f64; N],
+    /// What of that readings lack.
+    lacked: [f64; N],
 }
 
 impl<const N: usize> Default for DutyCycle<N> {
     fn default() -> Self {
-        Self { counted: [0.0; N], last: [0.0; N], pooled: [0.0; N], windows: 0.0, closed: [0.0; N] }
+        Self {
+            counted: [0.0; N],
+            last: [0.0; N],
+            pooled: [0.0; N],
+            windows: 0.0,
+            closed: [0.0; N],
+            lacked: [0.0; N],
+        }
     }
 }
 
@@ -56,22 +76,39 @@ impl<const N: usize> DutyCycle<N> {
         for (n, added) in self.added(totals).into_iter().enumerate() {
             let estimate = added / window.duty as f64 / window.seconds.max(1e-6) * period;
             let half = (estimate - self.last[n]).powi(2) / 2.0;
-            self.pooled[n] += (half - self.pooled[n]) / (self.windows + PRIOR).min(POOLED);
-            self.closed[n] += (1.0 - share) * self.pooled[n] * stands_for * stands_for;
+            let is_jump = half > JUMP * self.pooled[n] && self.pooled[n] > 0.0;
+            let uneven = if is_jump || self.windows == 1.0 {
+                half
+            } else {
+                self.pooled[n] += (half - self.pooled[n]) / (self.windows + PRIOR).min(POOLED);
+                self.pooled[n]
+            };
+            let uneven = (1.0 - share) * uneven * stands_for * stands_for;
+            let lacked = LACKING * estimate * estimate * stands_for;
+            self.lacked[n] += lacked;
+            self.closed[n] += uneven + lacked;
             self.last[n] = estimate;
         }
         self.counted = totals;
     }
 
-    /// The variance of the n-th total so far, of which so many seconds are counted ahead of now, or
-    /// lack when they are less than 0.
-    pub fn variance(&self, n: usize, ahead_seconds: f64) -> f64 {
-        self.closed[n] + (self.last[n] * ahead_seconds / DUTY_PERIOD.as_secs_f64()).powi(2)
+    /// The variance of the n-th total so far, which lacks so many seconds until now; that all totals
+    /// of the time lack half a period is no error of what one adds to another.
+    pub fn variance(&self, n: usize, lacking_seconds: f64) -> f64 {
+        let usual = if self.windows > 0.0 { MEAN_LACKING } else { 0.0 };
+        let lacking = lacking_seconds / DUTY_PERIOD.as_secs_f64() - usual;
+        self.closed[n] + (self.last[n] * lacking).powi(2)
     }
 
     /// The variance of the periods that are over.
     pub fn closed(&self, n: usize) -> f64 {
         self.closed[n]
+    }
+
+    /// The part of it that comes from what readings lack: also a total that is known is shared out
+    /// late.
+    pub fn lacked(&self, n: usize) -> f64 {
+        self.lacked[n]
     }
 
     fn added(&self, totals: [f64; N]) -> [f64; N] {
@@ -83,30 +120,34 @@ impl<const N: usize> DutyCycle<N> {
 mod tests {
     use super::*;
 
-    /// A window of an eighth of a period, which stands for the period.
-    fn eighth() -> Window {
+    /// A window of an eighth of a period, which stands for so many periods.
+    fn eighth(stands_for: f64) -> Window {
         let period = DUTY_PERIOD.as_secs_f64();
-        Window { duty: 8, seconds: period / 8.0, stands_for_seconds: period }
+        Window { duty: 8, seconds: period / 8.0, stands_for_seconds: period * stands_for }
     }
 
     /// Runs periods of a load: `rate` events in each 1/64 of a period; a window of 1/8 at a random
-    /// place of each. Returns the sums of squared errors and of variances over spans of ten
-    /// periods, and how many spans were inside 1.96 standard errors.
+    /// place of each. Returns the sums of squared errors and of variances over spans of the
+    /// horizon, and how many spans were inside 1.96 standard errors.
     fn simulate(seed: u64, mut rate: impl FnMut(&mut fastrand::Rng) -> u64) -> (f64, f64, f64) {
         const PLACES: usize = 64;
         let mut random = fastrand::Rng::with_seed(seed);
         let mut duty = DutyCycle::default();
-        let (mut truth, mut total) = (0u64, 0u64);
+        let (mut truth, mut counted, mut total, mut counted_until) = (0u64, 0u64, 0.0, 0.0);
         let (mut squares, mut variances, mut inside, mut spans) = (0.0, 0.0, 0.0, 0.0);
-        let mut begin = (0, 0, 0.0);
+        let mut begin = (0, 0.0, 0.0);
         for period in 0..4000 {
             let load: Vec<_> = (0..PLACES).map(|_| rate(&mut random)).collect();
-            let place = random.usize(0..8) * PLACES / 8;
+            let place = random.usize(0..8);
             truth += load.iter().sum::<u64>();
-            total += 8 * load[place..place + PLACES / 8].iter().sum::<u64>();
-            duty.window([total as f64], &eighth());
-            if period % 10 == 9 {
-                let off = (total - begin.1) as f64 - (truth - begin.0) as f64;
+            let seen = 8 * load[place * 8..][..8].iter().sum::<u64>();
+            counted += seen;
+            let until = f64::from(period) + (place + 1) as f64 / 8.0;
+            let window = eighth(until - std::mem::replace(&mut counted_until, until));
+            total += seen as f64 * window.factor();
+            duty.window([counted as f64], &window);
+            if period % 8 == 7 {
+                let off = (total - begin.1) - (truth - begin.0) as f64;
                 let variance = duty.variance(0, 0.0) - begin.2;
                 begin = (truth, total, duty.variance(0, 0.0));
                 // The first learn how the load varies.
@@ -146,12 +187,16 @@ mod tests {
     }
 
     #[test]
-    fn in_the_middle_of_a_period_the_error_is_what_is_missing_or_too_much() {
+    fn what_is_missing_since_the_last_window_is_an_error() {
         let mut duty = DutyCycle::default();
         duty.attached([1000.0], DUTY_PERIOD.as_secs_f64());
-        let open = |periods| duty.variance(0, periods * DUTY_PERIOD.as_secs_f64());
-        assert_eq!((open(-0.25), open(0.75), open(-4.0)), (62_500.0, 562_500.0, 16e6));
         assert_eq!(duty.variance(0, 0.0), 0.0, "all of the time is no window");
+        // As many again in a window that stands for a period.
+        duty.window([2000.0], &eighth(1.0));
+        let closed = duty.closed(0);
+        let open = |periods| duty.variance(0, periods * DUTY_PERIOD.as_secs_f64()) - closed;
+        assert!((open(0.5), (open(0.0) - 250_000.0).abs() < 1e-6) == (0.0, true), "{}", open(0.0));
+        assert!((open(4.5) - 16e6).abs() < 1e-3, "{}", open(4.5));
     }
 
     #[test]
@@ -159,8 +204,8 @@ mod tests {
         let mut duty = DutyCycle::default();
         duty.attached([1000.0], 3600.0);
         duty.attached([1500.0], 0.5);
-        duty.window([2750.0], &eighth());
-        let relative = duty.variance(0, 0.0).sqrt() / 1250.0;
-        assert!(relative < 0.32, "{relative}");
+        duty.window([2750.0], &eighth(1.0));
+        let relative = duty.closed(0).sqrt() / 1250.0;
+        assert!(relative < 0.35, "{relative}");
     }
 }

@@ -116,9 +116,18 @@ impl Added {
     }
 
     /// The same where the total is known in spite of windows: they add to the error of how it is
-    /// shared out only.
-    pub fn finish_known(self, errors: &mut Errors, metric: &'static Metric, ratio: Ratio, windows: f64) {
-        self.add_to(errors, metric, ratio, |share| windows * share * (1.0 - share));
+    /// shared out, and it is shared out late, when there was a window. `windows` is the variance of
+    /// both, and `lacked` that of the latter.
+    pub fn finish_known(
+        self,
+        errors: &mut Errors,
+        metric: &'static Metric,
+        ratio: Ratio,
+        [windows, lacked]: [f64; 2],
+    ) {
+        self.add_to(errors, metric, ratio, |share| {
+            (windows - lacked) * share * (1.0 - share) + lacked * share
+        });
     }
 
     fn add_to(

@@ -71,6 +71,8 @@ pub struct Tick<'a> {
     pub attached_seconds: Option<f64>,
     /// Seconds since the agent began.
     pub now_seconds: f64,
+    /// CPU seconds that may be spent at once.
+    pub level_seconds: f64,
     /// The map that is shared with the programs.
     pub control: &'a Control,
 }
@@ -104,9 +106,8 @@ pub trait Reader: Send {
     }
 
     /// The variances of metrics that may be estimates, each of the total over all labels, in the
-    /// metric's unit squared, when so many seconds are counted ahead of now, or lack when they are
-    /// less than 0.
-    fn variances(&self, _ahead_seconds: f64) -> Vec<(&'static Metric, f64)> {
+    /// metric's unit squared. No window stood for the last `lacking_seconds` yet.
+    fn variances(&self, _lacking_seconds: f64) -> Vec<(&'static Metric, f64)> {
         Vec::new()
     }
 

@@ -286,10 +286,10 @@ impl Reader for Process {
         self.totals.workloads.forget(gone);
     }
 
-    fn variances(&self, ahead_seconds: f64) -> Vec<(&'static Metric, f64)> {
-        let count = |n: usize| self.calibrations[n].variance() + self.duty.variance(n, ahead_seconds);
+    fn variances(&self, lacking_seconds: f64) -> Vec<(&'static Metric, f64)> {
+        let count = |n: usize| self.calibrations[n].variance() + self.duty.variance(n, lacking_seconds);
         let lifetimes = self.lifetimes.variance(0) * LIFETIME_UNIT * LIFETIME_UNIT;
-        let seconds = (lifetimes + self.duty.variance(3, ahead_seconds)) / (NANOS * NANOS);
+        let seconds = (lifetimes + self.duty.variance(3, lacking_seconds)) / (NANOS * NANOS);
         vec![
             (&metrics::PROCESS_EXECS, count(0)),
             (&metrics::PROCESS_COMM_EXECS, count(0)),

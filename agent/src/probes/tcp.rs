@@ -10,7 +10,7 @@ use siskin_ebpf::{
 
 use super::{Context, Limits, Reader, Tick, bank_rows, describe_losses};
 use crate::{
-    budget::duty::Window,
+    budget::{duty::Window, meter::thread_seconds},
     estimate::{Added, Calibration, DutyCycle, ENOUGH_SAMPLES, Ratio, Residual, Sampled, Scale},
     flows::{FlowTable, Protocol},
     kernel::{
@@ -188,6 +188,9 @@ pub struct Tcp {
     adopt: Vec<(&'static str, Iter)>,
     /// When connections were last left out, in seconds since the agent began.
     shed_seconds: f64,
+    /// When connections were adopted last, and what it cost.
+    adopted_seconds: f64,
+    adopt_cost_seconds: f64,
     /// Whether the next reading counts the sockets that are followed.
     recounts: bool,
     /// The variance of what was skipped until the last tick.
@@ -212,8 +215,15 @@ pub struct Tcp {
     duty_read: [f64; 6],
 }
 
-/// Seconds without a connection left out after which those that were left out before are adopted.
-const ADOPT_AFTER_SECONDS: f64 = 10.0;
+/// Seconds without a connection left out after which those that were left out before are adopted,
+const CALM_SECONDS: f64 = 1.0;
+/// and after which they are, whatever it costs.
+const LONG_CALM_SECONDS: f64 = 10.0;
+/// Seconds between two adoptions while connections are left out: those that last are followed from
+/// then on, with all that they moved before.
+const ADOPT_SECONDS: f64 = 5.0;
+/// The part of what may be spent at once that an adoption may take.
+const ADOPT_SHARE: f64 = 0.5;
 
 /// The unit of the variance of bytes.
 const BYTES_UNIT: f64 = 16.0;
@@ -232,11 +242,13 @@ impl Tcp {
         // A walk adopts, too.
         let sweep = kernel.take_iterator(program::TCP_SWEEP).or(walk);
         let both = |[a, b]: [&str; 2]| Ok::<_, anyhow::Error>([kernel.map(a)?, kernel.map(b)?]);
-        let tcp = Self {
+        let mut tcp = Self {
             sweep,
             sockets,
             adopt,
             shed_seconds: 0.0,
+            adopted_seconds: 0.0,
+            adopt_cost_seconds: 0.0,
             recounts: false,
             count_variance: 0,
             bank: Bank::new(kernel.map(map::TCP_BANK)?, size_of::<TcpBank>(), possible_cpus()?),
@@ -286,7 +298,8 @@ impl Tcp {
     }
 
     /// Follows the connections that are open and not followed.
-    fn adopt(&self) {
+    fn adopt(&mut self) {
+        let began = thread_seconds();
         let walk = self.sweep.as_ref().filter(|_| self.sockets == map::TCP_BY_ADDRESS);
         let adopt = self.adopt.iter().map(|(name, iter)| (*name, iter));
         for (name, iter) in adopt.chain(walk.map(|walk| (program::TCP_WALK, walk))) {
@@ -294,6 +307,7 @@ impl Tcp {
                 tracing::warn!("cannot adopt open connections: iterator `{name}`: {error}");
             }
         }
+        self.adopt_cost_seconds = thread_seconds() - began;
     }
 }
 
@@ -438,10 +452,17 @@ impl Reader for Tcp {
         if !is_calm {
             self.shed_seconds = tick.now_seconds;
         }
-        if tick.control.tcp_shed() && tick.now_seconds - self.shed_seconds >= ADOPT_AFTER_SECONDS {
+        let since = |seconds: f64| tick.now_seconds - seconds;
+        let calm_seconds = since(self.shed_seconds);
+        let is_due = calm_seconds >= CALM_SECONDS || since(self.adopted_seconds) >= ADOPT_SECONDS;
+        let can_pay = self.adopt_cost_seconds <= ADOPT_SHARE * tick.level_seconds;
+        if tick.control.tcp_shed() && is_due && (can_pay || calm_seconds >= LONG_CALM_SECONDS) {
             self.adopt();
-            tick.control.set_tcp_shed(false);
+            self.adopted_seconds = tick.now_seconds;
             self.recounts = true;
+            if calm_seconds >= CALM_SECONDS {
+                tick.control.set_tcp_shed(false);
+            }
         }
         Ok(())
     }
@@ -457,14 +478,14 @@ impl Reader for Tcp {
         Ok(())
     }
 
-    fn variances(&self, ahead_seconds: f64) -> Vec<(&'static Metric, f64)> {
+    fn variances(&self, lacking_seconds: f64) -> Vec<(&'static Metric, f64)> {
         let sampling = |n: usize| match n {
             0 => self.calibrations[0].owed().powi(2),
             1 => self.failed.variance(0),
             2 => self.calibrations[1].owed().powi(2),
             _ => self.ends.variance(n - 3) * UNITS[n] * UNITS[n],
         };
-        let variance = |n: usize| sampling(n) + self.duty.variance(n, ahead_seconds);
+        let variance = |n: usize| sampling(n) + self.duty.variance(n, lacking_seconds);
         METRICS.into_iter().enumerate().map(|(n, metric)| (metric, variance(n))).collect()
     }
 

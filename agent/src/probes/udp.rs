@@ -230,15 +230,15 @@ impl Reader for Udp {
         Ok(())
     }
 
-    fn variances(&self, ahead_seconds: f64) -> Vec<(&'static Metric, f64)> {
+    fn variances(&self, lacking_seconds: f64) -> Vec<(&'static Metric, f64)> {
         let bytes = |n: usize| {
-            self.bytes[n].variance(0) * BYTES_UNIT * BYTES_UNIT + self.duty.variance(n, ahead_seconds)
+            self.bytes[n].variance(0) * BYTES_UNIT * BYTES_UNIT + self.duty.variance(n, lacking_seconds)
         };
         let datagrams: f64 = self.calibrations.iter().map(SamplerCalibration::variance).sum();
         vec![
             (&metrics::FLOW_SENT, bytes(0)),
             (&metrics::FLOW_RECEIVED, bytes(1)),
-            (&metrics::FLOW_DATAGRAMS, datagrams + self.duty.variance(2, ahead_seconds)),
+            (&metrics::FLOW_DATAGRAMS, datagrams + self.duty.variance(2, lacking_seconds)),
         ]
     }
 

@@ -108,8 +108,9 @@ pub struct Disk {
     /// Total and device time that windows had more than requests of mean latency would have.
     excess_ns: [f64; 2],
     window_total: DiskTotal,
-    /// What windows added to the variances of requests and bytes until the last reading.
-    duty_read: [f64; 2],
+    /// What windows added to the variances of requests and bytes until the last reading, and what
+    /// of that comes from what readings lack.
+    duty_read: [[f64; 2]; 2],
 }
 
 impl Disk {
@@ -136,7 +137,7 @@ impl Disk {
             duty: DutyCycle::default(),
             excess_ns: [0.0; 2],
             window_total: DiskBank::zero().total,
-            duty_read: [0.0; 2],
+            duty_read: [[0.0; 2]; 2],
         })
     }
 
@@ -184,8 +185,11 @@ impl Reader for Disk {
             }
         });
         let (duty, duty_read) = (&self.duty, &mut self.duty_read);
-        let windows =
-            std::array::from_fn(|n| duty.closed(n) - std::mem::replace(&mut duty_read[n], duty.closed(n)));
+        let windows = std::array::from_fn(|n| {
+            let now = [duty.closed(n), duty.lacked(n)];
+            let last = std::mem::replace(&mut duty_read[n], now);
+            [now[0] - last[0], now[1] - last[1]]
+        });
         interval.finish(kernel.as_ref(), workloads, errors, windows);
         totals.bank = bank.read()?;
         let total = totals.bank.total;
@@ -224,12 +228,12 @@ impl Reader for Disk {
         self.totals.forget(gone);
     }
 
-    fn variances(&self, ahead_seconds: f64) -> Vec<(&'static Metric, f64)> {
+    fn variances(&self, lacking_seconds: f64) -> Vec<(&'static Metric, f64)> {
         // Latencies have errors of their own in any case; numbers and bytes where the kernel keeps
         // none.
         let seconds = |n: usize| {
             let sampling = self.residual.variance(n) * NS_UNIT * NS_UNIT;
-            (sampling + self.duty.variance(n + 1, ahead_seconds)) / (NANOS * NANOS)
+            (sampling + self.duty.variance(n + 1, lacking_seconds)) / (NANOS * NANOS)
         };
         let [requests, bytes] = self.totals.uncounted_variance;
         let owed = self.totals.workloads_owed();

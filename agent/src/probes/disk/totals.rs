@@ -276,7 +276,7 @@ impl<'a> Interval<'a> {
         kernel: Option<&Reading<'_>>,
         workloads: &mut Workloads,
         errors: &mut Errors,
-        windows: [f64; 2],
+        windows: [[f64; 2]; 2],
     ) {
         let is_exact = self.events.is_exact();
         let mut scales = [[Scale::ONE; 2]; OPS];
