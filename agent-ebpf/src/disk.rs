@@ -5,7 +5,8 @@ use core::ffi::c_void;
 
 use aya_ebpf::{bindings::BPF_NOEXIST, macros::btf_tracepoint, programs::BtfTracePointContext};
 use siskin_ebpf::{
-    DiskBank, DiskKey, DiskOp, DiskRow, DiskWorkloadKey, DiskWorkloadRow, Loss, Probe, Program, Table, Weight,
+    DiskBank, DiskKey, DiskOp, DiskRow, DiskWorkloadKey, DiskWorkloadRow, Latency, Loss, Probe, Program,
+    Table, Weight,
 };
 
 use crate::{
@@ -84,10 +85,20 @@ fn completed(ctx: &BtfTracePointContext, failed: bool, weight: Weight, now_ns: u
             let keeps_statistics = in_flush || flag(&facts::RQF_IO_STAT);
             // The device is done with a write when its data is, not when the flushes after it are.
             if op != DiskOp::Write || bytes != 0 {
-                counted.device_ns = device_ns(rq, keeps_statistics, row, bank, weight, now_ns);
+                // The queue takes the time only while somebody asks for it, such as writeback
+                // throttling (blk_mq_start_request, block/blk-mq.c, 6.18).
+                let loss = if keeps_statistics { Some(Loss::NoDeviceTime) } else { None };
+                let issued_ns = load(rq, &facts::RQ_IO_START);
+                counted.device_ns = observed(issued_ns, now_ns, &raw mut (*row).device, loss, bank, weight);
             }
             if !data_only {
-                counted.total_ns = total_ns(rq, keeps_statistics, row, bank, weight, now_ns);
+                // Without the flag the time is zero or, since 6.13, what an earlier request left
+                // there. Flushes do not have the flag, and always the time (blk_rq_init,
+                // block/blk-mq.c, 6.18). No time: the queue keeps no statistics (queue/iostats is
+                // 0), or not of such requests.
+                let queued_ns = if keeps_statistics { load(rq, &facts::RQ_START) } else { 0 };
+                let loss = Some(Loss::NoTimestamp);
+                counted.total_ns = observed(queued_ns, now_ns, &raw mut (*row).total, loss, bank, weight);
             }
         }
         let Counted { ios, bytes, .. } = counted;
@@ -119,65 +130,30 @@ struct Counted {
     total_ns: u64,
 }
 
-/// How long the device had the request; 0 when the kernel did not note it.
+/// Adds how long it took since then to a histogram. 0 is no time: that is a loss, if it is one, and
+/// takes no time.
 ///
 /// # Safety
-/// `rq` is a `request` by BTF; rows and `bank` are map values.
+/// Both pointers are into map values.
 #[inline(always)]
-unsafe fn device_ns(
-    rq: *const c_void,
-    keeps_statistics: bool,
-    row: *mut DiskRow,
+unsafe fn observed(
+    since_ns: u64,
+    now_ns: u64,
+    histogram: *mut Latency,
+    loss: Option<Loss>,
     bank: *mut DiskBank,
     weight: Weight,
-    now_ns: u64,
 ) -> u64 {
-    // SAFETY: as the caller promises.
-    unsafe {
-        let issued: u64 = load(rq, &facts::RQ_IO_START);
-        if issued == 0 {
-            // The queue takes the time only while somebody asks for it, such as writeback throttling
-            // (blk_mq_start_request, block/blk-mq.c, 6.18).
-            if keeps_statistics {
-                let lost = (&raw mut (*bank).lost).cast::<u64>();
-                add(lost.add(Loss::NoDeviceTime as usize), weight.of(1));
-            }
-            return 0;
-        }
-        let device_ns = now_ns.saturating_sub(issued);
-        maps::observe(&raw mut (*row).device, device_ns, weight);
-        device_ns
+    if since_ns != 0 {
+        let ns = now_ns.saturating_sub(since_ns);
+        maps::observe(histogram, ns, weight);
+        return ns;
     }
-}
-
-/// How long the request took with its wait in the queue; 0 when the kernel did not note it.
-///
-/// # Safety
-/// As for [`device_ns`].
-#[inline(always)]
-unsafe fn total_ns(
-    rq: *const c_void,
-    keeps_statistics: bool,
-    row: *mut DiskRow,
-    bank: *mut DiskBank,
-    weight: Weight,
-    now_ns: u64,
-) -> u64 {
-    // SAFETY: as the caller promises.
-    unsafe {
-        // Without the flag the time is zero or, since 6.13, what an earlier request left there.
-        // Flushes do not have the flag, and always the time (blk_rq_init, block/blk-mq.c, 6.18).
-        let queued = if keeps_statistics { load(rq, &facts::RQ_START) } else { 0 };
-        if queued == 0 {
-            // The queue keeps no statistics (queue/iostats is 0), or not of such requests.
-            let lost = (&raw mut (*bank).lost).cast::<u64>();
-            add(lost.add(Loss::NoTimestamp as usize), weight.of(1));
-            return 0;
-        }
-        let total_ns = now_ns.saturating_sub(queued);
-        maps::observe(&raw mut (*row).total, total_ns, weight);
-        total_ns
+    if let Some(loss) = loss {
+        // SAFETY: as the caller promises; every `lost` has a word for each `Loss`.
+        add(unsafe { (&raw mut (*bank).lost).cast::<u64>().add(loss as usize) }, weight.of(1));
     }
+    0
 }
 
 /// Adds a completion to its workload's row and to the totals of all.

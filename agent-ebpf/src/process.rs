@@ -172,8 +172,10 @@ fn exited(
         }
         let lifetime_ns = now_ns.saturating_sub(start_ns);
         maps::observe(&raw mut (*bank).lifetime, lifetime_ns, weight);
-        add_variance(&raw mut (*row).variance[2], weight, 1, 0);
-        add_variance(&raw mut (*bank).lifetime_variance, weight, lifetime_ns, LIFETIME_UNIT_LOG2);
+        if weight.is_sampled() {
+            add(&raw mut (*row).variance[2], weight.variance(1, 0));
+            add(&raw mut (*bank).lifetime_variance, weight.variance(lifetime_ns, LIFETIME_UNIT_LOG2));
+        }
     }
 }
 

@@ -12,7 +12,6 @@ use crate::{
 /// `unit_log2`).
 #[inline(always)]
 pub fn add_variance(word: *mut u64, weight: Weight, value: u64, unit_log2: u32) {
-    // Where every event is sampled this is a comparison and no more.
     if weight.is_sampled() {
         add(word, weight.variance(value, unit_log2));
     }

@@ -16,7 +16,6 @@ use crate::{
     atomic::{add, get, replace, set, swap},
     facts::{self, Untyped, after, load},
     maps::{self, CONTROL, TCP_BY_ADDRESS, TCP_SOCKETS},
-    sampling::add_variance,
 };
 
 /// What a socket moved so far, from the kernel's own counters.
@@ -384,8 +383,9 @@ fn add_flow(flow: &FlowKey, delta: &SocketCounters, bank: *mut TcpBank, weight: 
             add(&raw mut (*of_all).sent_bytes, sent);
             add(&raw mut (*of_flow).received_bytes, received);
             add(&raw mut (*of_all).received_bytes, received);
-            add_variance(&raw mut (*of_flow).retransmits, weight, delta.retransmits, 0);
-            add_variance(&raw mut (*of_all).retransmits, weight, delta.retransmits, 0);
+            let retransmits = weight.variance(delta.retransmits, 0);
+            add(&raw mut (*of_flow).retransmits, retransmits);
+            add(&raw mut (*of_all).retransmits, retransmits);
         }
     }
 }

@@ -10,8 +10,7 @@ use crate::{
     atomic::add,
     facts::{self, Pointer, load, load_bits},
     maps::{self, UDP_BANK},
-    meter,
-    sampling::{self, add_variance},
+    meter, sampling,
     socket::{self, AF_INET, AF_INET6},
 };
 
@@ -116,7 +115,7 @@ fn count(sk: impl Pointer, bytes: u64, direction: usize, weight: Weight, bank: *
             let variance = weight.variance(bytes, UNIT_LOG2);
             add((&raw mut (*row).bytes_variance).cast::<u64>().add(direction), variance);
             add((&raw mut (*total).bytes_variance).cast::<u64>().add(direction), variance);
-            add_variance((&raw mut (*row).datagrams_variance).cast::<u64>().add(direction), weight, 1, 0);
+            add((&raw mut (*row).datagrams_variance).cast::<u64>().add(direction), weight.variance(1, 0));
         }
     }
 }
