@@ -56,10 +56,14 @@ impl Mean {
     }
 }
 
-/// What one program costs.
+/// What one program costs. A run is not the same work while every event is sampled as while some
+/// are skipped: UDP draws random numbers then, and TCP finds no connection that it follows.
 #[derive(Clone, Copy, Debug)]
 struct Cost {
+    /// A run while every event is sampled.
     run: Mean,
+    /// A run while events are skipped; until some were, what is said of the other.
+    skipping_run: Option<Mean>,
     work: Mean,
     clock: Mean,
     dispatch_ns: f64,
@@ -81,6 +85,7 @@ impl Meter {
     pub fn new(bank: Bank, dispatch_ns: [f64; PROGRAMS]) -> Self {
         let cost = |program: Program| Cost {
             run: Mean::assumed(100.0),
+            skipping_run: None,
             work: Mean::assumed(500.0),
             clock: Mean::assumed(25.0),
             dispatch_ns: dispatch_ns[program as usize],
@@ -104,12 +109,15 @@ impl Meter {
         }
         self.stats = stats;
         for (cost, stats) in self.costs.iter_mut().zip(&added.programs) {
-            cost.run.add(stats.run_time.runs, stats.run_time.ns);
             cost.clock.add(stats.clock_time.runs, stats.clock_time.ns);
             cost.work.add(stats.sampled_time.runs, stats.sampled_time.ns);
+            let skips = stats.sampler.sampled < stats.sampler.events;
+            let run = if skips { cost.skipping_run.get_or_insert(cost.run) } else { &mut cost.run };
+            run.add(stats.run_time.runs, stats.run_time.ns);
+            let run_ns = cost.run_ns(skips);
             // What is timed reads the clock once more, or three times.
             let readings = stats.run_time.runs * 3 + stats.sampled_time.runs;
-            cost.total_ns += stats.runs as f64 * cost.run_ns()
+            cost.total_ns += stats.runs as f64 * run_ns
                 + stats.sampled_runs as f64 * cost.work_ns()
                 + readings as f64 * cost.clock.ns();
         }
@@ -121,10 +129,10 @@ impl Meter {
         &self.stats
     }
 
-    /// Seconds that every run of a program costs, with its hook's dispatch, also when its event is
-    /// skipped.
-    pub fn run_seconds(&self, program: Program) -> f64 {
-        self.costs[program as usize].run_ns() / NANOS
+    /// Seconds that every run of a program costs, with its hook's dispatch, while every event is
+    /// sampled or while it `skips` some.
+    pub fn run_seconds(&self, program: Program, skips: bool) -> f64 {
+        self.costs[program as usize].run_ns(skips) / NANOS
     }
 
     /// Seconds that the work on an event adds to that.
@@ -143,7 +151,7 @@ impl Meter {
             let name = program.name();
             out.counter(&metrics::PROGRAM_RUN_SECONDS, &[name], self.total_seconds(program));
             out.counter(&metrics::PROGRAM_RUNS, &[name], self.stats.programs[program as usize].runs as f64);
-            out.gauge(&metrics::PROGRAM_COST, &[name, "run"], self.run_seconds(program));
+            out.gauge(&metrics::PROGRAM_COST, &[name, "run"], self.run_seconds(program, true));
             out.gauge(&metrics::PROGRAM_COST, &[name, "event"], self.event_seconds(program));
         }
         let kernel: f64 = Program::ALL.into_iter().map(|program| self.total_seconds(program)).sum();
@@ -153,8 +161,9 @@ impl Meter {
 }
 
 impl Cost {
-    fn run_ns(&self) -> f64 {
-        (self.run.ns() - self.clock.ns()).max(0.0) + self.dispatch_ns
+    fn run_ns(&self, skips: bool) -> f64 {
+        let run = self.skipping_run.filter(|_| skips).unwrap_or(self.run);
+        (run.ns() - self.clock.ns()).max(0.0) + self.dispatch_ns
     }
 
     /// Between the two readings of the clock lies about one of them. A program that reads it for

@@ -348,7 +348,7 @@ impl Budget {
     fn added_cost(&self, program: Program) -> f64 {
         let runs = |stats: &AllStats| stats.programs[program as usize].runs;
         let added = runs(self.meter.stats()).saturating_sub(runs(&self.stats));
-        added as f64 * (self.meter.run_seconds(program) + self.meter.event_seconds(program))
+        added as f64 * (self.meter.run_seconds(program, false) + self.meter.event_seconds(program))
     }
 
     /// Whether the settings were chosen at the end of the last tick.

@@ -25,6 +25,9 @@ const WINDOW_WEIGHT: f64 = 0.6;
 const GONE: f64 = 0.25;
 /// Weight of what attaching once cost beside what it cost before.
 const ATTACH_WEIGHT: f64 = 0.2;
+/// The part of the work on events that sampling them all adds at least, should skipping them cost
+/// more than it does otherwise.
+const LEAST_WORK: f64 = 0.5;
 /// Seconds attached below which a load is not measured.
 const LEAST_SECONDS: f64 = 1e-3;
 
@@ -157,10 +160,14 @@ impl ProbeBudget {
         let planned = events / self.setting.period as f64;
         self.burst_ratio =
             (is_stretched && planned >= 100.0 && sampled < 0.9 * planned).then(|| sampled / events);
+        let runs = |skips: bool| sum(&|program, of| of.runs as f64 * meter.run_seconds(program, skips));
+        let work = sum(&|program, of| works(of) * meter.event_seconds(program));
+        // What sampling every event adds to skipping them all.
+        let sample = (work + runs(false) - runs(true)).max(LEAST_WORK * work);
         let demand = Demand {
             events_per_second: most(&works) / seconds,
-            skip_cores: sum(&|program, of| of.runs as f64 * meter.run_seconds(program)) / seconds,
-            sample_cores: sum(&|program, of| works(of) * meter.event_seconds(program)) / seconds,
+            skip_cores: runs(true) / seconds,
+            sample_cores: sample / seconds,
             ..self.demand()
         };
         let load = Load {
