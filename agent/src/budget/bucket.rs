@@ -84,9 +84,9 @@ impl Bucket {
         self.level_seconds.max(0.0)
     }
 
-    /// Whether some of the budget was not spent, and nothing holds it any more.
-    pub fn is_full(&self) -> bool {
-        self.level_seconds >= self.capacity()
+    /// The part of it that is filled; 0 while there is a debt.
+    pub fn filled(&self) -> f64 {
+        if self.level_seconds < self.capacity() { self.level_seconds.max(0.0) / self.capacity() } else { 1.0 }
     }
 
     /// CPU seconds that were spent before they were there.

@@ -261,9 +261,9 @@ impl Budget {
             // `random` are no counts.
             *word = if *word > u64::MAX / 2 { 0 } else { *word };
         }
-        let is_full = self.bucket.as_ref().is_some_and(Bucket::is_full);
+        let filled = self.bucket.as_ref().map_or(1.0, Bucket::filled);
         for of in &mut self.probes {
-            of.measure(&added, &stats, &self.meter, self.at, is_full);
+            of.measure(&added, &stats, &self.meter, self.at, filled);
         }
         let bucket = self.bucket.as_ref()?;
         let before: Vec<_> = self.probes.iter().map(|of| of.setting).collect();

@@ -129,16 +129,10 @@ impl ProbeBudget {
     }
 
     /// Measures what it was asked to do in the tick that ends `now`, by what was added to its
-    /// programs' statistics. While the bucket `is_full` a load that is gone is forgotten at once:
-    /// should it come back, it is paid from the bucket.
-    pub fn measure(
-        &mut self,
-        added: &AllStats,
-        stats: &AllStats,
-        meter: &Meter,
-        now: Instant,
-        is_full: bool,
-    ) {
+    /// programs' statistics. Should a load that is gone come back, it is paid from the bucket, so by
+    /// the part of it that is `filled` the load is forgotten at once: when the bucket is full, or,
+    /// after a window that saw next to nothing, when half of it is there.
+    pub fn measure(&mut self, added: &AllStats, stats: &AllStats, meter: &Meter, now: Instant, filled: f64) {
         if let Some(since) = &mut self.attached_since {
             self.attached_seconds += now.saturating_duration_since(*since).as_secs_f64();
             *since = now;
@@ -177,8 +171,8 @@ impl ProbeBudget {
         };
         let is_window = self.counted_until.is_some();
         self.load = Some(match &self.load {
-            Some(last) if is_window && !(is_full && is_gone(last, &load)) => mixed(last, &load),
-            Some(last) if !is_window && !is_full => not_below(last, &load),
+            Some(last) if is_window && (filled < 0.5 || !is_gone(last, &load)) => mixed(last, &load),
+            Some(last) if !is_window && filled < 1.0 => not_below(last, &load),
             _ => load,
         });
     }
