@@ -195,7 +195,7 @@ metrics! {
     PROGRAM_RUNS = Counter Agent "siskin_program_runs_total" ["program"]
         "Runs of each program.";
     PROGRAM_COST = Gauge Agent "siskin_program_cost_seconds" ["program", "part"]
-        "What a program costs as it measured itself: run is every run with the hook's dispatch, event is what the work on a sampled event adds.";
+        "What a program costs as it measured itself: run is a run that skips its event, with the hook's dispatch, event is what the work on a sampled event adds.";
     PROBE_ATTACH = Gauge Agent "siskin_probe_attach_seconds" ["probe"]
         "CPU time that attaching and detaching a probe for one window takes, with that of the other CPUs.";
     BUDGET_CPU = Gauge Agent "siskin_budget_cpu_cores" [] "The CPU that Siskin may take, its programs and its process together.";
