@@ -59,7 +59,8 @@ impl fmt::Display for Report {
 /// Those, and when something does not start.
 pub fn run(binary: &Path) -> Result<Report> {
     let begin = Instant::now();
-    // Without a budget there are no series about it, and with one that pays for everything none about errors.
+    // Without a budget there are no series about it, and with one that pays for everything none
+    // about errors.
     let agent = Agent::start(&["--budget.cpu=5m"]);
     let cluster = files::read(KUBE_STATE_METRICS)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();

@@ -129,9 +129,9 @@ impl ProbeBudget {
     }
 
     /// Measures what it was asked to do in the tick that ends `now`, by what was added to its
-    /// programs' statistics. Should a load that is gone come back, it is paid from the bucket, so by
-    /// the part of it that is `filled` the load is forgotten at once: when the bucket is full, or,
-    /// after a window that saw next to nothing, when half of it is there.
+    /// programs' statistics. A load that is gone is forgotten at once when the bucket can pay for
+    /// its return, by the part of it that is `filled`: all of it, or half of it after a window
+    /// that saw next to nothing.
     pub fn measure(&mut self, added: &AllStats, stats: &AllStats, meter: &Meter, now: Instant, filled: f64) {
         if let Some(since) = &mut self.attached_since {
             self.attached_seconds += now.saturating_duration_since(*since).as_secs_f64();

@@ -92,8 +92,8 @@ impl<const N: usize> DutyCycle<N> {
         self.counted = totals;
     }
 
-    /// The variance of the n-th total so far, which lacks so many seconds until now; that all totals
-    /// of the time lack half a period is no error of what one adds to another.
+    /// The variance of the n-th total so far, which lacks so many seconds until now. Every total
+    /// lacks half a period in the mean, so that much is no error of their difference.
     pub fn variance(&self, n: usize, lacking_seconds: f64) -> f64 {
         let usual = if self.windows > 0.0 { MEAN_LACKING } else { 0.0 };
         let lacking = lacking_seconds / DUTY_PERIOD.as_secs_f64() - usual;

@@ -10,19 +10,22 @@ use crate::{
     workload::{Id, Workloads},
 };
 
+/// Those of TCP, in the order of the words of `siskin_ebpf::TcpEvents`.
+pub const TCP: [&Metric; 6] = [
+    &metrics::TCP_OPENED,
+    &metrics::TCP_FAILED,
+    &metrics::FLOW_CONNECTIONS,
+    &metrics::FLOW_SENT,
+    &metrics::FLOW_RECEIVED,
+    &metrics::FLOW_RETRANSMITS,
+];
+
 /// The metrics of a probe whose values by workload may be estimates.
 pub fn estimated(probe: Probe) -> Vec<&'static Metric> {
     match probe {
         Probe::Cgroup => vec![],
         Probe::Process => vec![&metrics::PROCESS_EXECS, &metrics::PROCESS_FORKS, &metrics::PROCESS_EXITS],
-        Probe::Tcp => vec![
-            &metrics::TCP_OPENED,
-            &metrics::TCP_FAILED,
-            &metrics::FLOW_CONNECTIONS,
-            &metrics::FLOW_SENT,
-            &metrics::FLOW_RECEIVED,
-            &metrics::FLOW_RETRANSMITS,
-        ],
+        Probe::Tcp => TCP.to_vec(),
         Probe::Disk => vec![&metrics::WORKLOAD_DISK_BYTES, &metrics::WORKLOAD_DISK_IOS],
         Probe::Udp => vec![&metrics::FLOW_SENT, &metrics::FLOW_RECEIVED, &metrics::FLOW_DATAGRAMS],
     }

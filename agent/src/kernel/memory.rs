@@ -34,6 +34,19 @@ pub struct Plan {
     pub entries: u32,
 }
 
+impl Plan {
+    /// A map of so many elements, with sizes in bytes.
+    pub const fn new(
+        name: &'static str,
+        kind: Kind,
+        key_bytes: usize,
+        value_bytes: usize,
+        entries: u32,
+    ) -> Self {
+        Self { name, kind, key_bytes: key_bytes as u64, value_bytes: value_bytes as u64, entries }
+    }
+}
+
 /// `struct htab_elem` without its key.
 const HASH_ELEMENT_BYTES: u64 = 48;
 /// `struct bucket`.

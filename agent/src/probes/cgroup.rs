@@ -36,17 +36,10 @@ const NOTES: u32 = 1024;
 
 /// The probe's maps.
 pub fn plans() -> Vec<Plan> {
-    let plan = |name, kind, key_bytes: usize, value_bytes: usize, entries| Plan {
-        name,
-        kind,
-        key_bytes: key_bytes as u64,
-        value_bytes: value_bytes as u64,
-        entries,
-    };
     vec![
-        plan(map::CGROUP_BANK, Kind::PerCpuArray, 4, size_of::<CgroupBank>(), 1),
-        plan(map::CGROUP_DRAFT, Kind::PerCpuArray, 4, size_of::<CgroupNote>(), 1),
-        plan(map::CGROUP_NOTES, Kind::Hash, size_of::<CgroupKey>(), size_of::<CgroupNote>(), NOTES),
+        Plan::new(map::CGROUP_BANK, Kind::PerCpuArray, 4, size_of::<CgroupBank>(), 1),
+        Plan::new(map::CGROUP_DRAFT, Kind::PerCpuArray, 4, size_of::<CgroupNote>(), 1),
+        Plan::new(map::CGROUP_NOTES, Kind::Hash, size_of::<CgroupKey>(), size_of::<CgroupNote>(), NOTES),
     ]
 }
 

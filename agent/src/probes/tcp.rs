@@ -11,7 +11,10 @@ use siskin_ebpf::{
 use super::{Context, Limits, Reader, Tick, bank_rows, describe_losses};
 use crate::{
     budget::{duty::Window, meter::thread_seconds},
-    estimate::{Added, Calibration, DutyCycle, ENOUGH_SAMPLES, Ratio, Residual, Sampled, Scale},
+    estimate::{
+        Added, Calibration, DutyCycle, ENOUGH_SAMPLES, Ratio, Residual, Sampled, Scale,
+        errors::TCP as METRICS,
+    },
     flows::{FlowTable, Protocol},
     kernel::{
         control::Control,
@@ -90,25 +93,18 @@ const fn flow_rows(limits: &Limits) -> u32 {
 
 /// The probe's maps.
 pub fn plans(limits: &Limits) -> Vec<Plan> {
-    let plan = |name, kind, key_bytes, value_bytes: usize, entries| Plan {
-        name,
-        kind,
-        key_bytes,
-        value_bytes: value_bytes as u64,
-        entries,
-    };
     let [rows_a, rows_b] = map::TCP_ROWS;
     let [flows_a, flows_b] = map::FLOW_ROWS;
-    let flow_key = size_of::<FlowKey>() as u64;
+    let flow_key = size_of::<FlowKey>();
     vec![
-        plan(map::TCP_BANK, Kind::PerCpuArray, 4, size_of::<TcpBank>(), 1),
-        plan(rows_a, Kind::Hash, 8, size_of::<TcpRow>(), limits.workloads),
-        plan(rows_b, Kind::Hash, 8, size_of::<TcpRow>(), limits.workloads),
-        plan(flows_a, Kind::Hash, flow_key, size_of::<FlowRow>(), flow_rows(limits)),
-        plan(flows_b, Kind::Hash, flow_key, size_of::<FlowRow>(), flow_rows(limits)),
-        plan(map::TCP_SOCKETS, Kind::SocketStorage, 4, size_of::<Socket>(), limits.sockets),
-        plan(map::TCP_BY_ADDRESS, Kind::Hash, 8, size_of::<Socket>(), limits.sockets),
-        plan(map::TCP_LISTENERS, Kind::Hash, 8, 8, LISTENERS),
+        Plan::new(map::TCP_BANK, Kind::PerCpuArray, 4, size_of::<TcpBank>(), 1),
+        Plan::new(rows_a, Kind::Hash, 8, size_of::<TcpRow>(), limits.workloads),
+        Plan::new(rows_b, Kind::Hash, 8, size_of::<TcpRow>(), limits.workloads),
+        Plan::new(flows_a, Kind::Hash, flow_key, size_of::<FlowRow>(), flow_rows(limits)),
+        Plan::new(flows_b, Kind::Hash, flow_key, size_of::<FlowRow>(), flow_rows(limits)),
+        Plan::new(map::TCP_SOCKETS, Kind::SocketStorage, 4, size_of::<Socket>(), limits.sockets),
+        Plan::new(map::TCP_BY_ADDRESS, Kind::Hash, 8, size_of::<Socket>(), limits.sockets),
+        Plan::new(map::TCP_LISTENERS, Kind::Hash, 8, 8, LISTENERS),
     ]
 }
 
@@ -310,16 +306,6 @@ impl Tcp {
         self.adopt_cost_seconds = thread_seconds() - began;
     }
 }
-
-/// The metrics of [`TcpEvents`], in the order of its words.
-const METRICS: [&Metric; 6] = [
-    &metrics::TCP_OPENED,
-    &metrics::TCP_FAILED,
-    &metrics::FLOW_CONNECTIONS,
-    &metrics::FLOW_SENT,
-    &metrics::FLOW_RECEIVED,
-    &metrics::FLOW_RETRANSMITS,
-];
 
 /// What a flow's sockets moved, of which a part was sampled: that part is scaled as the ends of
 /// connections are.

@@ -64,27 +64,20 @@ const fn workload_rows(limits: &Limits) -> u32 {
 
 /// The probe's maps.
 pub fn plans(limits: &Limits) -> Vec<Plan> {
-    let plan = |name, kind, key_bytes: usize, value_bytes: usize, entries| Plan {
-        name,
-        kind,
-        key_bytes: key_bytes as u64,
-        value_bytes: value_bytes as u64,
-        entries,
-    };
     let [a, b] = map::DISK_WORKLOAD_ROWS;
     let key = size_of::<DiskWorkloadKey>();
     let value = size_of::<DiskWorkloadRow>();
     vec![
-        plan(map::DISK_BANK, Kind::PerCpuArray, 4, size_of::<DiskBank>(), 1),
-        plan(
+        Plan::new(map::DISK_BANK, Kind::PerCpuArray, 4, size_of::<DiskBank>(), 1),
+        Plan::new(
             map::DISK_ROWS,
             Kind::PerCpuHash,
             size_of::<DiskKey>(),
             size_of::<DiskRow>(),
             device_rows(limits),
         ),
-        plan(a, Kind::Hash, key, value, workload_rows(limits)),
-        plan(b, Kind::Hash, key, value, workload_rows(limits)),
+        Plan::new(a, Kind::Hash, key, value, workload_rows(limits)),
+        Plan::new(b, Kind::Hash, key, value, workload_rows(limits)),
     ]
 }
 
