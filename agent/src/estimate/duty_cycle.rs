@@ -21,8 +21,8 @@ use crate::budget::{
 
 /// Periods over which the variance is averaged.
 const POOLED: f64 = 8.0;
-/// Periods that a reading lacks in the mean.
-const MEAN_LACKING: f64 = 0.5;
+/// Periods that a reading lacks at most, as long as windows come in time.
+const MOST_LACKING: f64 = 1.0;
 /// A square this many times the average is a load that changed, as is what the first window differs
 /// by from the time before: it counts at once and whole, and says nothing of what follows.
 const JUMP: f64 = 50.0;
@@ -39,6 +39,8 @@ pub struct DutyCycle<const N: usize> {
     /// The estimate of the last period.
     last: [f64; N],
     pooled: [f64; N],
+    /// What a period is expected to add to the variance.
+    usual: [f64; N],
     windows: f64,
     closed: [f64; N],
     /// What of that readings lack.
@@ -51,6 +53,7 @@ impl<const N: usize> Default for DutyCycle<N> {
             counted: [0.0; N],
             last: [0.0; N],
             pooled: [0.0; N],
+            usual: [0.0; N],
             windows: 0.0,
             closed: [0.0; N],
             lacked: [0.0; N],
@@ -64,6 +67,7 @@ impl<const N: usize> DutyCycle<N> {
         let periods = seconds.max(1e-3) / DUTY_PERIOD.as_secs_f64();
         self.last = self.added(totals).map(|added| added / periods);
         self.pooled = self.last.map(|last| PRIOR_WINDOW_VARIANCE * last * last);
+        self.usual = self.last.map(|last| (PRIOR_WINDOW_VARIANCE + LACKING) * last * last);
         (self.counted, self.windows) = (totals, 0.0);
     }
 
@@ -84,20 +88,22 @@ impl<const N: usize> DutyCycle<N> {
                 self.pooled[n]
             };
             let uneven = (1.0 - share) * uneven * stands_for * stands_for;
-            let lacked = LACKING * estimate * estimate * stands_for;
-            self.lacked[n] += lacked;
-            self.closed[n] += uneven + lacked;
+            let lacked = LACKING * estimate * estimate;
+            self.usual[n] = (1.0 - share) * self.pooled[n] + lacked;
+            self.lacked[n] += lacked * stands_for;
+            self.closed[n] += uneven + lacked * stands_for;
             self.last[n] = estimate;
         }
         self.counted = totals;
     }
 
-    /// The variance of the n-th total so far, which lacks so many seconds until now. Every total
-    /// lacks half a period in the mean, so that much is no error of their difference.
+    /// The variance of the n-th total so far, which lacks so many seconds until now: what periods
+    /// usually add grows with the time, so that no time is taken to be exact in which no window
+    /// ended. What lacks for longer than windows take to come is an error as large as it is.
     pub fn variance(&self, n: usize, lacking_seconds: f64) -> f64 {
-        let usual = if self.windows > 0.0 { MEAN_LACKING } else { 0.0 };
-        let lacking = lacking_seconds / DUTY_PERIOD.as_secs_f64() - usual;
-        self.closed[n] + (self.last[n] * lacking).powi(2)
+        let lacking = lacking_seconds / DUTY_PERIOD.as_secs_f64();
+        let late = self.last[n] * (lacking - MOST_LACKING).max(0.0);
+        self.closed[n] + self.usual[n] * lacking.min(MOST_LACKING) + late * late
     }
 
     /// The variance of the periods that are over.
@@ -195,8 +201,11 @@ mod tests {
         duty.window([2000.0], &eighth(1.0));
         let closed = duty.closed(0);
         let open = |periods| duty.variance(0, periods * DUTY_PERIOD.as_secs_f64()) - closed;
-        assert!((open(0.5), (open(0.0) - 250_000.0).abs() < 1e-6) == (0.0, true), "{}", open(0.0));
-        assert!((open(4.5) - 16e6).abs() < 1e-3, "{}", open(4.5));
+        assert_eq!(open(0.0), 0.0);
+        let usual = LACKING * 1e6;
+        assert!((0.49..0.51).contains(&(open(0.5) / open(1.0))), "{} of {}", open(0.5), open(1.0));
+        assert!((usual..2.0 * usual + 1e5).contains(&open(1.0)), "{} of {usual}", open(1.0));
+        assert!((open(5.0) - open(1.0) - 16e6).abs() < 1e-3, "{}", open(5.0));
     }
 
     #[test]

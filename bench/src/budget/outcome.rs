@@ -48,13 +48,14 @@ pub struct Measured {
 impl Measured {
     /// Puts a run beside its optimum, by what each step asks of the agent.
     pub fn new(run: Run, calibrations: &[Calibration]) -> Self {
-        let optimum = |(step, calibration)| {
+        let optimum = |step, span: &Span<'_>| {
             let mut samples = run.samples.iter().filter(|sample| sample.step == step);
             let has_windows = samples.any(|it| it.watches.iter().any(|watch| watch.duty < 1.0));
-            Some(Optimum::new(&run.step(step, SETTLING)?, calibration, run.cores, has_windows))
+            Optimum::new(span, &calibrations[step], run.cores, has_windows)
         };
-        let optima: Vec<_> = calibrations.iter().enumerate().map(optimum).collect();
-        let outcomes = outcomes(&run, &optima);
+        let steps = 0..calibrations.len();
+        let optima = steps.map(|step| Some(optimum(step, &run.step(step, SETTLING)?))).collect();
+        let outcomes = outcomes(&run, calibrations.len(), optimum);
         Self { run, optima, outcomes }
     }
 }
@@ -67,30 +68,43 @@ impl Errors {
     }
 }
 
-fn outcomes(run: &Run, optima: &[Option<Optimum>]) -> Vec<Outcome> {
+/// An error in one second, of what was compared and the optimum's.
+type ErrorOf = fn(&(Compared, Option<f64>)) -> Option<f64>;
+
+fn outcomes(run: &Run, steps: usize, optimum: impl Fn(usize, &Span<'_>) -> Optimum) -> Vec<Outcome> {
     let mut all = Vec::new();
-    for (step, optimum) in optima.iter().enumerate() {
-        let (Some(optimum), Some(span)) = (optimum, run.step(step, SETTLING)) else { continue };
+    for step in 0..steps {
+        let Some(span) = run.step(step, SETTLING) else { continue };
+        // A load that changes is asked of the optimum as it was in each second.
+        let seconds: Vec<_> = run
+            .seconds()
+            .filter(|it| it.to.step == step && it.to.second > SETTLING)
+            .map(|it| (it, optimum(step, &it)))
+            .collect();
         for figure in 0..FIGURES.len() {
-            let Some(compared) = span.compare(figure).filter(|it| it.truth > 0.0) else { continue };
-            // A shorter step is scaled to ten seconds.
-            let scale = (span.seconds() / SECONDS).sqrt() / compared.truth;
-            let ten = Errors {
-                optimum: optimum.relative_error(figure, &span, SECONDS),
-                reported: compared.error * scale,
-                actual: compared.off.abs() * scale,
+            let Some(whole) = span.compare(figure).filter(|it| it.truth > 0.0) else { continue };
+            let seconds = seconds.iter().filter_map(|(it, optimum)| {
+                let compared = it.compare(figure).filter(|it| it.truth > 0.0)?;
+                Some((compared, optimum.relative_error(figure, it, 1.0)))
+            });
+            let seconds: Vec<_> = seconds.collect();
+            // Of errors that are independent from second to second.
+            let total = |of: ErrorOf| {
+                let errors: Option<Vec<_>> = seconds.iter().map(of).collect();
+                errors.map(|errors| errors.iter().map(|error| error * error).sum::<f64>().sqrt())
             };
-            let seconds = run.seconds().filter(|it| it.to.step == step && it.to.second > SETTLING);
-            let compared: Vec<_> =
-                seconds.filter_map(|it| it.compare(figure)).filter(|it| it.truth > 0.0).collect();
-            let rms = |of: fn(&Compared) -> f64| {
-                let squares = compared.iter().map(|it| (of(it) / it.truth).powi(2)).sum::<f64>();
-                (squares / compared.len().max(1) as f64).sqrt()
+            let rms = |of: ErrorOf| total(of).map(|total| total / (seconds.len().max(1) as f64).sqrt());
+            // A shorter step is scaled to ten seconds.
+            let scale = (span.seconds() / SECONDS).sqrt() / whole.truth;
+            let ten = Errors {
+                optimum: total(|(it, optimum)| Some((*optimum)? * it.truth)).map(|total| total * scale),
+                reported: whole.error * scale,
+                actual: whole.off.abs() * scale,
             };
             let one = Errors {
-                optimum: optimum.relative_error(figure, &span, 1.0),
-                reported: rms(|it| it.error),
-                actual: rms(|it| it.off),
+                optimum: rms(|(_, optimum)| *optimum),
+                reported: rms(|(it, _)| Some(it.error / it.truth)).unwrap_or_default(),
+                actual: rms(|(it, _)| Some(it.off / it.truth)).unwrap_or_default(),
             };
             all.push(Outcome { step, figure, ten, one });
         }

@@ -43,7 +43,7 @@ pub fn report(all: &[Measured], steps: &[&str], machine: &str, seconds: f64) -> 
             "\n### Budget {}, step by step\n\n\
              Means from the third second of each step on, in millicores. *N x D*: one event in N is sampled during 1/D of the time, at the \
              step's end. In brackets the optimum: what minimises the sum of the probes' relative variances, by the true rates, \
-             the measured costs of programs and what the process leaves of the budget. It takes windows of a steady load to differ by {:.0}%, and *changing* by its mean.\n\n{}\n{}",
+             the measured costs of programs and what the process leaves of the budget. It takes windows of a steady load to differ by {:.0}%. The settings are for the mean of a step; the errors below for each second as it was.\n\n{}\n{}",
             measured.run.cpu,
             100.0 * PRIOR_WINDOW_VARIANCE.sqrt(),
             step_table(measured, steps),
