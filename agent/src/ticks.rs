@@ -21,7 +21,7 @@ use crate::{
     budget::{
         AttachCost, TICK,
         allocation::{DUTY_PERIOD, Setting},
-        duty::{Duty, Plan},
+        duty::{self, Duty, Plan},
         meter::thread_seconds,
     },
     collect::Collector,
@@ -126,21 +126,23 @@ pub async fn keep_attached(
                 }
                 attachment
             }
-            Some((setting, Plan::Window { delay, length })) => {
+            Some((_, Plan::Window { delay })) => {
                 let begin = time::Instant::now();
-                let mut sheds_more = pin!(sheds_more(settings.clone(), setting));
                 if attachment.is_attached() {
                     attachment = switch(&site, &control, attachment, None).await;
                 }
                 duty.detached(begin.into_std());
                 site.collector.set_counted_until(probe, duty.counted_until());
-                // An overload in this period ends it: the phase that was chosen is forgotten before
-                // it is known.
+                // The place of the window stays what it was, however often the setting changes
+                // until then: who throws again and again would never see anything.
                 select! {
-                    () = &mut sheds_more => continue,
+                    () = is_over(settings.clone(), probe, None) => continue,
                     () = sleep_until(begin + delay) => {}
                 }
+                let Some(setting) = windows(&settings, probe) else { continue };
+                let mut sheds_more = pin!(sheds_more(settings.clone(), setting));
                 let (end, ended) = mpsc::channel();
+                let length = duty::window(setting.duty);
                 let mut window = pin!(window(&site, &control, attachment, setting.duty, length, ended));
                 let (times, is_cut);
                 ((attachment, times), is_cut) = select! {
@@ -152,15 +154,10 @@ pub async fn keep_attached(
                     done = &mut window => (done, false),
                 };
                 if let Some(times) = times {
-                    let window = duty.seen(begin.into_std(), setting.duty, times, is_cut);
+                    let window = duty.seen(begin.into_std(), &setting, times, is_cut);
                     site.collector.window(probe, &window, duty.counted_until());
                 }
-                if !is_cut {
-                    select! {
-                        () = &mut sheds_more => {}
-                        () = sleep_until(begin + DUTY_PERIOD) => {}
-                    }
-                }
+                is_over(settings.clone(), probe, Some(begin)).await;
                 continue;
             }
             // Sampling is fixed by hand.
@@ -168,6 +165,31 @@ pub async fn keep_attached(
         };
         if settings.changed().await.is_err() {
             return;
+        }
+    }
+}
+
+/// How a probe is attached in windows; `None` when it is attached all the time, or not at all.
+fn windows(settings: &watch::Receiver<Vec<Setting>>, probe: Probe) -> Option<Setting> {
+    let setting = settings.borrow().iter().find(|of| of.probe == probe).copied();
+    setting.filter(|setting| setting.duty > 1 && !setting.detached)
+}
+
+/// Waits until a probe has windows no more, or until the duty periods that began then are over, of
+/// which one had a window: fewer when windows shall come more often.
+async fn is_over(mut settings: watch::Receiver<Vec<Setting>>, probe: Probe, began: Option<time::Instant>) {
+    loop {
+        settings.mark_unchanged();
+        let Some(setting) = windows(&settings, probe) else { return };
+        let end = async {
+            match began {
+                Some(began) => sleep_until(began + DUTY_PERIOD * setting.periods as u32).await,
+                None => pending().await,
+            }
+        };
+        select! {
+            () = end => return,
+            changed = settings.changed() => if changed.is_err() { return },
         }
     }
 }

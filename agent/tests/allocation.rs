@@ -6,8 +6,8 @@
 
 use fastrand::Rng;
 use siskin::budget::allocation::{
-    Demand, LEAST_SAVING_SHARE, MAX_DUTY, MIN_DUTY, PRIOR_WINDOW_VARIANCE, Setting, allocate, cost_cores,
-    objective, relative_variance, settle,
+    Demand, LEAST_SAVING_SHARE, MAX_DUTY, MAX_PERIODS, MIN_DUTY, PRIOR_WINDOW_VARIANCE, Setting, allocate,
+    cost_cores, objective, rare_enough, relative_variance, settle,
 };
 use siskin_ebpf::{MAX_PERIOD, Probe};
 
@@ -33,6 +33,7 @@ fn demand(probe: Probe, events: f64, runs: f64, skip_seconds: f64, sample_second
         sample_cores: events * sample_seconds,
         attach_seconds: 5e-4,
         window_variance: PRIOR_WINDOW_VARIANCE,
+        periods: 1,
         worth: 1.0,
     }
 }
@@ -46,6 +47,7 @@ fn random_demand(random: &mut Rng, probe: Probe) -> Demand {
     Demand {
         attach_seconds: if random.f64() < 0.25 { f64::INFINITY } else { between(random, 2e-4, 1e-3) },
         window_variance: if random.bool() { PRIOR_WINDOW_VARIANCE } else { between(random, 1e-3, 1.0) },
+        periods: if random.f64() < 0.75 { 1 } else { 4 },
         worth: if random.bool() { 1.0 } else { between(random, 0.1, 100.0) },
         ..demand(probe, events, runs, skip_seconds, sample_seconds)
     }
@@ -94,13 +96,14 @@ fn is_exact(setting: &Setting) -> bool {
 
 /// Cost of a setting and its part of the objective, written down a second time.
 fn point(demand: &Demand, period: u64, duty: u64) -> (f64, f64) {
-    let (n, d) = (period as f64, duty as f64);
+    let periods = if duty > 1 { demand.periods as f64 } else { 1.0 };
+    let (n, d, seconds) = (period as f64, duty as f64 * periods, PERIOD_SECONDS * periods);
     let mut cost = demand.skip_cores / d + demand.sample_cores / (n * d);
     let mut variance = (n * d - 1.0) / (demand.events_per_second * SECONDS);
     if duty > 1 {
-        cost += demand.attach_seconds / PERIOD_SECONDS;
-        let between_windows = demand.window_variance * PERIOD_SECONDS / SECONDS * (1.0 - 1.0 / d);
-        variance += between_windows * (1.0 + SLICE_SECONDS * d / PERIOD_SECONDS);
+        cost += demand.attach_seconds / seconds;
+        let between_windows = demand.window_variance * seconds / SECONDS * (1.0 - 1.0 / d);
+        variance += between_windows * (1.0 + SLICE_SECONDS * d / seconds);
     }
     let worth = demand.worth * demand.events_per_second / (demand.events_per_second + 1.0);
     (cost, worth * variance)
@@ -198,7 +201,8 @@ fn cost_and_variance_are_those_of_the_search() {
     for (_, demands, ..) in random_loads(LOADS) {
         for demand in &demands {
             for (period, duty) in [(1, 1), (7, 1), (1, 4), (3, 100), (4096, 256)] {
-                let setting = Setting { period, duty, ..Setting::exact(demand.probe) };
+                let periods = if duty > 1 { demand.periods } else { 1 };
+                let setting = Setting { period, duty, periods, ..Setting::exact(demand.probe) };
                 let (cost, value) = point(demand, period, duty);
                 let near = |a: f64, b: f64| a == b || (a - b).abs() <= 1e-9 * b;
                 assert!(near(cost_cores(demand, &setting), cost), "{demand:?} {setting:?}");
@@ -427,6 +431,36 @@ fn storm() -> [Demand; 4] {
         demand(Probe::Process, 3_000.0, 9_000.0, 85e-9, 673e-9),
         demand(Probe::Tcp, 8_000.0, 20_000.0, 85e-9, 500e-9),
     ]
+}
+
+#[test]
+fn attaching_leaves_something_to_see_with() {
+    let demands = storm();
+    let chosen = |current: u64, room_cores: f64| {
+        let mut last = Vec::new();
+        let periods = rare_enough(current, room_cores, |periods| {
+            let heavy = |demand: Demand| Demand {
+                periods,
+                attach_seconds: 1e-3,
+                skip_cores: 10.0 * demand.skip_cores,
+                ..demand
+            };
+            let demands = demands.map(heavy);
+            let settings = allocate(&demands, 0.9 * room_cores, room_cores);
+            last = demands.into_iter().zip(settings).collect();
+            last.clone()
+        });
+        assert!(last.iter().all(|(_, setting)| setting.duty == 1 || setting.periods == periods));
+        let attach = last.iter().filter(|(_, setting)| setting.duty > 1).count() as f64 * 1e-3;
+        (periods, attach / (PERIOD_SECONDS * periods as f64))
+    };
+    assert_eq!(chosen(1, 0.02).0, 1, "there is room");
+    let (periods, attach_cores) = chosen(1, 0.003);
+    assert!(periods > 1 && attach_cores <= 0.5 * 0.003, "{periods}: {attach_cores}");
+    assert_eq!(chosen(1, 1e-4).0, MAX_PERIODS, "next to nothing can be paid");
+    // It stays where it is a little longer.
+    let room = (1..1000).map(|n| f64::from(n) * 1e-4).find(|room| chosen(1, *room).0 == 1).expect("room");
+    assert!(chosen(2, room).0 >= chosen(1, room).0);
 }
 
 #[test]

@@ -1,18 +1,18 @@
 //! Allocation: how each probe samples, so that all estimates are best for what they cost. Pure.
 //!
 //! A probe is **exact**, **sampled** (attached all the time; one event in N is sampled) or
-//! **duty-cycled** (attached for one window per duty period C, 1/D of the time; one event in N of a
-//! window is sampled). Let e be its events per second, R the cores for skipping them all, E the
+//! **duty-cycled** (attached for one window of C/D in each duty period C, or in one of M of them;
+//! one event in N of a window is sampled). Let e be its events per second, R the cores for skipping them all, E the
 //! cores that sampling them all adds, and S the CPU seconds of attaching and detaching. It costs
 //!
 //! ```text
-//! c = (R + E/N) / D  +  S/C                               (S/C only if D > 1)
+//! c = (R + E/N) / (D M)  +  S/(M C)                       (the latter only if D > 1)
 //! ```
 //!
 //! cores, and its total over the horizon T has the relative variance
 //!
 //! ```text
-//! v = (N D - 1) / (e T)  +  k (1 - 1/D) (1 + W D/C),      k = window variance x C/T
+//! v = (N D M - 1) / (e T)  +  k (1 - 1/(D M)) (1 + W D/C),    k = window variance x M C/T
 //! ```
 //!
 //! The first term is the variance of independent draws. The second is that of one window per
@@ -24,10 +24,11 @@
 //! a given price each probe minimises w v + p c on its own. Where the derivatives are zero,
 //!
 //! ```text
-//! N D = sqrt(p E e T / w),    D = sqrt((p R - w k) / (w k W/C))
+//! N D M = sqrt(p E e T / w),    D M = sqrt((p R - w k) / (w k W/(M C)))
 //! ```
 //!
-//! or, where that makes N less than 1: N = 1, D = sqrt((p (R + E) - w k) / (w / (e T) + w k W/C)).
+//! or, where that makes N less than 1: N = 1,
+//! D M = sqrt((p (R + E) - w k) / (w / (e T) + w k W/(M C))).
 //!
 //! Three modes for n probes make 3^n combinations, few enough to try all. Each is a convex problem:
 //! bisection finds the lowest price at which everything fits. N and D are whole numbers, so much is
@@ -56,6 +57,14 @@ pub const PROTECTED_SHARE: f64 = 0.02;
 pub const LEAST_SAVING_SHARE: f64 = 1e-3;
 /// Settings are kept while their objective is at most this many times that of the wanted ones.
 pub const KEPT_OBJECTIVE: f64 = 1.15;
+/// Most duty periods of which one has a window: with five seconds between two windows an estimate
+/// over ten has nearly no ground left.
+pub const MAX_PERIODS: u64 = 4;
+/// The part of what probes may cost that attaching may take, with windows in every duty period:
+/// else there is nothing left to see something with, and no debt is ever repaid.
+const ATTACH_SHARE: f64 = 0.5;
+/// The same while windows are rarer already.
+const KEPT_ATTACH_SHARE: f64 = 0.4;
 /// Ratio of two duties, or of two weights N D, from which it is worth starting a new duty cycle.
 pub const DUTY_STEP: f64 = 1.2;
 
@@ -86,6 +95,8 @@ pub struct Demand {
     pub attach_seconds: f64,
     /// Relative variance of a window's estimate of its duty period.
     pub window_variance: f64,
+    /// M: a window would open in one of so many duty periods.
+    pub periods: u64,
     /// Worth of its estimates beside those of other probes.
     pub worth: f64,
 }
@@ -105,7 +116,7 @@ impl Demand {
 
     /// k of the formulas.
     fn window_factor(&self) -> f64 {
-        self.window_variance * DUTY_PERIOD_SECONDS / HORIZON_SECONDS
+        self.window_variance * self.periods as f64 * DUTY_PERIOD_SECONDS / HORIZON_SECONDS
     }
 
     /// Its part of the objective.
@@ -122,8 +133,10 @@ pub struct Setting {
     pub probe: Probe,
     /// Sampling period N: one event in N is sampled. At least 1.
     pub period: u64,
-    /// Duty D: the probe is attached for 1/D of the time. 1 is all of it.
+    /// Duty D: the probe is attached for 1/D of a duty period. 1 is all of the time.
     pub duty: u64,
+    /// M: a window opens in one of so many duty periods.
+    pub periods: u64,
     /// Whether it is detached because there is no budget at all.
     pub detached: bool,
 }
@@ -131,7 +144,7 @@ pub struct Setting {
 impl Setting {
     /// Every event is sampled.
     pub const fn exact(probe: Probe) -> Self {
-        Self { probe, period: 1, duty: 1, detached: false }
+        Self { probe, period: 1, duty: 1, periods: 1, detached: false }
     }
 
     fn is_exact(&self) -> bool {
@@ -140,7 +153,12 @@ impl Setting {
 
     /// Events that a sampled one stands for.
     fn weight(&self) -> f64 {
-        self.period as f64 * self.duty as f64
+        self.period as f64 * self.parts()
+    }
+
+    /// D M: it is attached for one part in so many of the time.
+    pub fn parts(&self) -> f64 {
+        (self.duty * self.periods) as f64
     }
 }
 
@@ -150,12 +168,13 @@ pub fn cost_cores(demand: &Demand, setting: &Setting) -> f64 {
         return 0.0;
     }
     let attached = demand.skip_cores + demand.sample_cores / setting.period as f64;
-    attached / setting.duty as f64 + attach_cores(demand, setting)
+    attached / setting.parts() + attach_cores(demand, setting)
 }
 
 /// Cores that attaching and detaching costs.
 fn attach_cores(demand: &Demand, setting: &Setting) -> f64 {
-    if setting.duty > 1 { demand.attach_seconds / DUTY_PERIOD_SECONDS } else { 0.0 }
+    let seconds = setting.periods as f64 * DUTY_PERIOD_SECONDS;
+    if setting.duty > 1 { demand.attach_seconds / seconds } else { 0.0 }
 }
 
 /// Relative variance of a probe's totals over [`HORIZON`]; infinite if it is detached.
@@ -163,9 +182,28 @@ pub fn relative_variance(demand: &Demand, setting: &Setting) -> f64 {
     if setting.detached {
         return f64::INFINITY;
     }
-    let duty = setting.duty as f64;
     let draws = (setting.weight() - 1.0) / demand.events();
-    draws + demand.window_factor() * (1.0 - 1.0 / duty) * (1.0 + SLICE * duty)
+    draws + demand.window_factor() * (1.0 - 1.0 / setting.parts()) * (1.0 + SLICE * setting.duty as f64)
+}
+
+/// In how many duty periods a window opens, of the settings that `allocate` gives for each number:
+/// attaching takes no more than a part of what may be spent then, `room_cores`. It stays as it is
+/// while that is nearly enough.
+pub fn rare_enough(
+    current: u64,
+    room_cores: f64,
+    mut allocate: impl FnMut(u64) -> Vec<(Demand, Setting)>,
+) -> u64 {
+    let mut periods = 1;
+    loop {
+        let attach: f64 =
+            allocate(periods).iter().map(|(demand, setting)| attach_cores(demand, setting)).sum();
+        let share = if periods < current { KEPT_ATTACH_SHARE } else { ATTACH_SHARE };
+        if attach <= share * room_cores || periods >= MAX_PERIODS {
+            return periods;
+        }
+        periods *= 2;
+    }
 }
 
 /// Sum of effective worth x relative variance: what allocation minimises.
@@ -218,7 +256,8 @@ pub fn allocate(demands: &[Demand], spend_cores: f64, budget_cores: f64) -> Vec<
 fn cheapest(demand: &Demand, least_saving: f64) -> Setting {
     let exact = Setting::exact(demand.probe);
     let sampled = Setting { period: MAX_PERIOD, ..exact };
-    let duty_cycled = Setting { period: MAX_PERIOD / MAX_DUTY, duty: MAX_DUTY, ..exact };
+    let period = MAX_PERIOD / MAX_DUTY;
+    let duty_cycled = Setting { period, duty: MAX_DUTY, periods: demand.periods, ..exact };
     let cheapest = [sampled, duty_cycled].into_iter().fold(exact, |cheapest, setting| {
         let saving = cost_cores(demand, &cheapest) - cost_cores(demand, &setting);
         if saving > least_saving { setting } else { cheapest }
@@ -322,19 +361,21 @@ fn sampled(demand: &Demand, price: f64) -> Setting {
 fn duty_cycled(demand: &Demand, price: f64) -> Setting {
     let worth = demand.effective_worth();
     let window_loss = worth * demand.window_factor();
-    let best_duty = |cores: f64, loss: f64| ((price * cores - window_loss) / loss).max(0.0).sqrt();
+    let best_parts = |cores: f64, loss: f64| ((price * cores - window_loss) / loss).max(0.0).sqrt();
     let weight = best_weight(demand, price);
-    let mut duty = best_duty(demand.skip_cores, window_loss * SLICE);
-    if duty > weight {
-        let loss = worth / demand.events() + window_loss * SLICE;
-        duty = best_duty(demand.skip_cores + demand.sample_cores, loss);
+    let periods = demand.periods as f64;
+    let slice_loss = window_loss * SLICE / periods;
+    let mut parts = best_parts(demand.skip_cores, slice_loss);
+    if parts > weight {
+        let loss = worth / demand.events() + slice_loss;
+        parts = best_parts(demand.skip_cores + demand.sample_cores, loss);
     }
-    let duty = nearest(duty, MIN_DUTY, MAX_DUTY);
-    let period = nearest(weight / duty as f64, 1, MAX_PERIOD / duty);
-    Setting { period, duty, ..Setting::exact(demand.probe) }
+    let duty = nearest(parts / periods, MIN_DUTY, MAX_DUTY);
+    let period = nearest(weight / (duty as f64 * periods), 1, MAX_PERIOD / duty);
+    Setting { period, duty, periods: demand.periods, ..Setting::exact(demand.probe) }
 }
 
-/// The best N D at a price per core.
+/// The best N D M at a price per core.
 fn best_weight(demand: &Demand, price: f64) -> f64 {
     (price * demand.sample_cores * demand.events() / demand.effective_worth()).sqrt()
 }
@@ -345,7 +386,7 @@ fn nearest(value: f64, least: u64, most: u64) -> u64 {
 
 /// The setting with the shortest period that costs at most `cores`.
 fn with_period(demand: &Demand, setting: &Setting, cores: f64) -> Option<Setting> {
-    let attached_cores = (cores - attach_cores(demand, setting)) * setting.duty as f64;
+    let attached_cores = (cores - attach_cores(demand, setting)) * setting.parts();
     let sample_cores = attached_cores - demand.skip_cores;
     let period = (demand.sample_cores / sample_cores).ceil().max(1.0);
     let allowed = sample_cores > 0.0 && period <= (MAX_PERIOD / setting.duty) as f64;
@@ -356,7 +397,7 @@ fn with_period(demand: &Demand, setting: &Setting, cores: f64) -> Option<Setting
 fn with_duty(demand: &Demand, setting: &Setting, cores: f64) -> Option<Setting> {
     let attached = demand.skip_cores + demand.sample_cores / setting.period as f64;
     let window_cores = cores - attach_cores(demand, setting);
-    let duty = (attached / window_cores).ceil().max(MIN_DUTY as f64);
+    let duty = (attached / window_cores / setting.periods as f64).ceil().max(MIN_DUTY as f64);
     let most = MAX_DUTY.min(MAX_PERIOD / setting.period);
     let allowed = setting.duty > 1 && window_cores > 0.0 && duty <= most as f64;
     allowed.then_some(Setting { duty: duty as u64, ..*setting })
@@ -372,7 +413,10 @@ pub fn settle(
     demands: &[Demand],
     spend_cores: f64,
 ) -> Vec<Setting> {
-    let same = |(a, b): (&Setting, &Setting)| a.probe == b.probe && a.detached == b.detached;
+    let same = |(a, b): (&Setting, &Setting)| {
+        let is_rarer = a.duty > 1 && b.duty > 1 && a.periods != b.periods;
+        a.probe == b.probe && a.detached == b.detached && !is_rarer
+    };
     if current.len() != wanted.len() || !current.iter().zip(&wanted).all(same) {
         return wanted;
     }

@@ -72,12 +72,10 @@ pub enum Plan {
     Always,
     /// It is not attached.
     Never,
-    /// It is attached `delay` from now, for `length`, and then not again in this period.
+    /// It is attached `delay` from now for a [`window`], and then not again in this period.
     Window {
         /// Time until it is attached.
         delay: Duration,
-        /// Time for which it is.
-        length: Duration,
     },
 }
 
@@ -107,14 +105,14 @@ impl Window {
 /// The duty cycle of a probe.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Duty {
-    /// The share of the time, as one part in so many, and the phase.
-    phase: Option<(u64, u32)>,
+    /// How many phases there are, and which was the last.
+    phase: Option<(u32, u32)>,
     /// Until when what was seen stands for the time.
     counted_until: Option<Instant>,
 }
 
 impl Duty {
-    /// Plans what begins now: a period when the probe has a share of the time, the time until the
+    /// Plans what begins now: a period, or as many as have one window, when the probe has a share of the time, the time until the
     /// setting changes otherwise.
     pub fn plan(&mut self, setting: &Setting) -> Plan {
         if setting.detached || setting.duty <= 1 {
@@ -125,22 +123,22 @@ impl Duty {
             }
             return Plan::Always;
         }
-        let (duty, phases) = (setting.duty, setting.duty as u32);
+        let (duty, phases) = (setting.duty, (setting.duty * setting.periods) as u32);
         let phase = match self.phase {
-            Some((same, phase)) if same == duty => {
+            Some((same, phase)) if same == phases => {
                 let reach = i64::from(reach(phases));
                 reflected(i64::from(phase) + fastrand::i64(-reach..=reach), phases)
             }
             Some((other, phase)) => {
                 // Near where it was.
-                let near = (f64::from(phase) + fastrand::f64()) / other as f64 * duty as f64;
+                let near = (f64::from(phase) + fastrand::f64()) / f64::from(other) * f64::from(phases);
                 let reach = f64::from(reach(phases));
                 reflected((near + (2.0 * fastrand::f64() - 1.0) * reach).floor() as i64, phases)
             }
             None => fastrand::u32(0..phases),
         };
-        self.phase = Some((duty, phase));
-        Plan::Window { delay: window(duty) * phase, length: window(duty) }
+        self.phase = Some((phases, phase));
+        Plan::Window { delay: window(duty) * phase }
     }
 
     /// Until when what was seen stands for the time; `None` when the probe is attached all the time
@@ -169,15 +167,21 @@ impl Duty {
     /// ended. That is as good as to stand for its own period, and what a reading lacks differs less
     /// from one reading to the next. One that was cut, because it saw so much, stands for its own
     /// part of the time alone, and the next window for the rest.
-    pub fn seen(&mut self, began: Instant, duty: u64, [from, to]: [Instant; 2], is_cut: bool) -> Window {
+    pub fn seen(
+        &mut self,
+        began: Instant,
+        setting: &Setting,
+        [from, to]: [Instant; 2],
+        is_cut: bool,
+    ) -> Window {
         let since = self.counted_until.unwrap_or(began);
         let until = match is_cut {
-            true => to.min(since + to.saturating_duration_since(from) * duty as u32),
+            true => to.min(since + to.saturating_duration_since(from).mul_f64(setting.parts())),
             false => to,
         };
         self.counted_until = Some(until);
         Window {
-            duty,
+            duty: setting.duty,
             seconds: to.saturating_duration_since(from).as_secs_f64(),
             stands_for_seconds: until.saturating_duration_since(since).as_secs_f64(),
         }
@@ -201,12 +205,13 @@ mod tests {
         plans.detached(begin);
         let (mut now, mut sum) = (begin, 0.0);
         for number in 0..periods {
-            let Plan::Window { delay, length } = plans.plan(&setting(duty)) else { panic!("no window") };
+            let Plan::Window { delay } = plans.plan(&setting(duty)) else { panic!("no window") };
+            let length = window(duty);
             assert!(delay + length <= DUTY_PERIOD + Duration::from_micros(1));
             let late = if number % every == 0 { late } else { Duration::ZERO };
             // Timers fire late on a loaded machine.
             let [from, to] = [now + delay + late, now + delay + late + length + longer];
-            let window = plans.seen(now, duty, [from, to], false);
+            let window = plans.seen(now, &setting(duty), [from, to], false);
             sum += window.seconds * 1e3 * duty as f64 * window.factor();
             now = to.max(now + DUTY_PERIOD);
         }
@@ -233,7 +238,7 @@ mod tests {
             let (mut plans, begin) = (Duty::default(), Instant::now());
             let (mut now, mut last, mut places) = (begin, None, std::collections::HashSet::new());
             for _ in 0..1000 {
-                let Plan::Window { delay, .. } = plans.plan(&setting(duty)) else { panic!("no window") };
+                let Plan::Window { delay } = plans.plan(&setting(duty)) else { panic!("no window") };
                 let gap = last.map_or(Duration::MAX, |last| now + delay - last);
                 assert!(gap >= Duration::from_secs(1), "{gap:?} at {duty}");
                 places.insert(delay);
@@ -241,6 +246,23 @@ mod tests {
             }
             assert!(places.len() >= duty as usize / 2, "{} places", places.len());
         }
+    }
+
+    #[test]
+    fn a_window_in_one_of_several_periods_is_at_a_random_place_of_them_all() {
+        let (mut plans, rare) = (Duty::default(), Setting { periods: 4, ..setting(16) });
+        let mut places = std::collections::HashSet::new();
+        for _ in 0..2000 {
+            let Plan::Window { delay } = plans.plan(&rare) else { panic!("no window") };
+            assert!(delay + window(16) <= 4 * DUTY_PERIOD + Duration::from_micros(1));
+            places.insert(delay);
+        }
+        assert_eq!(places.len(), 64);
+        let now = Instant::now();
+        plans.detached(now);
+        let [from, to] = [now + DUTY_PERIOD, now + DUTY_PERIOD + Duration::from_millis(10)];
+        let window = plans.seen(now, &rare, [from, to], true);
+        assert!((window.stands_for_seconds - 0.64).abs() < 1e-6, "{window:?}");
     }
 
     #[test]
@@ -252,6 +274,7 @@ mod tests {
             sample_cores: 0.2,
             attach_seconds: 5e-4,
             window_variance: 0.1,
+            periods: 1,
             worth: 1.0,
         };
         let cost = |setting: &Setting| {
@@ -275,7 +298,7 @@ mod tests {
         let (mut late, mut all) = (0, 0);
         for number in 0..30_000 {
             let duty = [8, 12, 20][number / 3 % 3];
-            if let Plan::Window { delay, .. } = plans.plan(&setting(duty)) {
+            if let Plan::Window { delay } = plans.plan(&setting(duty)) {
                 late += i32::from(delay >= DUTY_PERIOD / 2);
                 all += 1;
             }
@@ -302,16 +325,16 @@ mod tests {
         let at = |ms| now + Duration::from_millis(ms);
         plans.detached(at(0));
         // A period that was given up without a window, then one that has its window.
-        let window = plans.seen(at(500), 10, [at(600), at(725)], false);
+        let window = plans.seen(at(500), &setting(10), [at(600), at(725)], false);
         assert_eq!((window.seconds, window.stands_for_seconds), (0.125, 0.725));
         assert!((window.factor() - 0.58).abs() < 1e-9);
-        let window = plans.seen(at(1750), 10, [at(1850), at(1975)], false);
+        let window = plans.seen(at(1750), &setting(10), [at(1850), at(1975)], false);
         assert_eq!((window.stands_for_seconds, plans.counted_until()), (1.25, Some(at(1975))));
         // One that was cut after a fifth of its time stands for a fifth of a period,
-        let window = plans.seen(at(3000), 10, [at(3300), at(3325)], true);
+        let window = plans.seen(at(3000), &setting(10), [at(3300), at(3325)], true);
         assert_eq!((window.factor(), plans.counted_until()), (1.0, Some(at(2225))));
         // the next for the rest.
-        let window = plans.seen(at(4250), 10, [at(4300), at(4425)], false);
+        let window = plans.seen(at(4250), &setting(10), [at(4300), at(4425)], false);
         assert_eq!((window.stands_for_seconds, plans.counted_until()), (2.2, Some(at(4425))));
     }
 
@@ -324,7 +347,7 @@ mod tests {
         assert_eq!(plans.plan(&setting(1)), Plan::Always);
         let window = plans.closed([at(750), at(1000)]).expect("a window");
         assert_eq!((window.factor(), plans.counted_until()), (4.0, None));
-        plans.seen(at(1000), 10, [at(1000), at(1125)], false);
+        plans.seen(at(1000), &setting(10), [at(1000), at(1125)], false);
         let window = plans.closed([at(1250), at(1500)]).expect("a window");
         assert_eq!((window.factor(), plans.counted_until()), (1.5, None));
     }

@@ -22,7 +22,7 @@ pub mod overload;
 pub mod probe;
 mod report;
 
-use allocation::{Setting, allocate, settle};
+use allocation::{Setting, allocate, rare_enough, settle};
 use bucket::Bucket;
 use duty::payable;
 use meter::{Meter, process_seconds};
@@ -297,8 +297,15 @@ impl Budget {
     fn decide(&self, cores: f64, end: End) -> Vec<Setting> {
         let current: Vec<_> = self.probes.iter().map(|of| of.setting).collect();
         let Some(bucket) = &self.bucket else { return current };
-        let demands: Vec<_> = self.probes.iter().map(ProbeBudget::demand).collect();
-        let wanted = allocate(&demands, cores * ALLOCATED, bucket.budget_cores());
+        let mut demands: Vec<_> = self.probes.iter().map(ProbeBudget::demand).collect();
+        let mut wanted = Vec::new();
+        let before = current.iter().map(|setting| setting.periods).max().unwrap_or(1);
+        let room_cores = bucket.budget_cores() - self.fixed_cores;
+        rare_enough(before, room_cores, |periods| {
+            demands.iter_mut().for_each(|demand| demand.periods = periods);
+            wanted = allocate(&demands, cores * ALLOCATED, bucket.budget_cores());
+            demands.iter().copied().zip(wanted.iter().copied()).collect()
+        });
         let payable = |settings: Vec<Setting>| -> Vec<_> {
             let pairs = settings.into_iter().zip(&demands);
             let most_seconds = match end {

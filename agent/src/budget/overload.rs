@@ -86,6 +86,7 @@ mod tests {
             sample_cores: 2.0 * runs * 300e-9,
             attach_seconds: 5e-4,
             window_variance: 0.1,
+            periods: 1,
             worth: 1.0,
         };
         Load { demand, runs: 2.0 * runs, most_runs: runs }

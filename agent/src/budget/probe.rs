@@ -122,6 +122,7 @@ impl ProbeBudget {
             sample_cores: 0.0,
             attach_seconds: 0.0,
             window_variance: PRIOR_WINDOW_VARIANCE,
+            periods: 1,
             worth: 1.0,
         };
         let attach_seconds = if self.is_always_attached { f64::INFINITY } else { self.attach_cost_seconds() };
@@ -188,7 +189,7 @@ impl ProbeBudget {
             period => format!(" samples 1 in {period}"),
         });
         if setting.duty > 1 {
-            line.push_str(&format!(" for {:.1}% of the time", 100.0 / setting.duty as f64));
+            line.push_str(&format!(" for {:.1}% of the time", 100.0 / setting.parts()));
         }
         line
     }

@@ -46,7 +46,7 @@ impl Budget {
             out.gauge(&metrics::BUDGET_DEBT, &[], bucket.debt_seconds());
         }
         for setting in self.settings() {
-            let duty = if setting.detached { 0.0 } else { 1.0 / setting.duty as f64 };
+            let duty = if setting.detached { 0.0 } else { 1.0 / setting.parts() };
             out.gauge(&metrics::BUDGET_DUTY, &[setting.probe.name()], duty);
         }
     }

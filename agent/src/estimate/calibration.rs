@@ -7,17 +7,20 @@
 //!
 //! A row that was served cannot be scaled again, because no counter may fall. So it is the
 //! additions that are scaled, and what their sum still lacks of the total, or has too much, is
-//! settled with later ones. Up, an addition is scaled once enough samples were pooled, to twice of
-//! it at most: what one sample stands for says little. Down, at once: no sum is ever more than the
-//! total. Where every event is sampled nothing is scaled. The ratio is nearly unbiased: its bias is
+//! settled with later ones. Up, an addition is scaled once it has enough samples of its own; or once
+//! enough were pooled, to twice of it at most: what one sample stands for says little. Down, at
+//! once: no sum is ever more than the total. Where every event is sampled nothing is scaled. The ratio is nearly unbiased: its bias is
 //! about one over the number of samples.
 
 use siskin_ebpf::{Histogram, Sampler};
 
 use super::{ENOUGH_SAMPLES, errors::Ratio};
 
-/// An addition is scaled by no more than this.
-const MOST: f64 = 2.0;
+/// An addition of enough samples is scaled by no more than this: windows may be far apart, and see
+/// little of what was in between.
+const MOST: f64 = 100.0;
+/// One of fewer.
+const MOST_POOLED: f64 = 2.0;
 
 /// What a total lacks beside one that is known, and how additions to it are scaled.
 #[derive(Clone, Copy, Debug, Default)]
@@ -44,7 +47,11 @@ impl Calibration {
     pub fn read(&mut self, exact: f64, estimated: f64, samples: u64) -> Scale {
         self.owed += exact - estimated;
         self.samples += samples;
-        let most = if self.samples >= ENOUGH_SAMPLES { MOST } else { 1.0 };
+        let most = match (samples, self.samples) {
+            (ENOUGH_SAMPLES.., _) => MOST,
+            (_, ENOUGH_SAMPLES..) => MOST_POOLED,
+            _ => 1.0,
+        };
         let factor = if estimated > 0.0 { (1.0 + self.owed / estimated).clamp(0.0, most) } else { 1.0 };
         Scale { factor, carry: self.carry, settled: 0.0 }
     }
@@ -210,6 +217,16 @@ mod tests {
         assert_eq!(read(&mut calibration, 160, &[100], 10), [100], "ten samples say little");
         assert_eq!(calibration.owed(), 60.0);
         assert_eq!(read(&mut calibration, 1000, &[1000], 60), [1060]);
+        assert_eq!(calibration.owed(), 0.0);
+    }
+
+    #[test]
+    fn what_was_not_seen_is_settled_by_an_addition_of_enough_samples() {
+        let mut calibration = Calibration::default();
+        assert!(read(&mut calibration, 10_000, &[], 0).is_empty());
+        assert_eq!(read(&mut calibration, 1000, &[600], 29), [600], "too few");
+        assert_eq!(read(&mut calibration, 1000, &[600], 29), [1200], "pooled");
+        assert_eq!(read(&mut calibration, 200, &[300, 100], 30), [7800, 2600]);
         assert_eq!(calibration.owed(), 0.0);
     }
 

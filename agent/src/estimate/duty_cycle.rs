@@ -21,8 +21,6 @@ use crate::budget::{
 
 /// Periods over which the variance is averaged.
 const POOLED: f64 = 8.0;
-/// Periods that a reading lacks at most, as long as windows come in time.
-const MOST_LACKING: f64 = 1.0;
 /// A square this many times the average is a load that changed, as is what the first window differs
 /// by from the time before: it counts at once and whole, and says nothing of what follows.
 const JUMP: f64 = 50.0;
@@ -41,6 +39,9 @@ pub struct DutyCycle<const N: usize> {
     pooled: [f64; N],
     /// What a period is expected to add to the variance.
     usual: [f64; N],
+    /// For how many periods the last window stood, one at least: a reading lacks no more than that
+    /// as long as windows come in time.
+    usual_periods: f64,
     windows: f64,
     closed: [f64; N],
     /// What of that readings lack.
@@ -54,6 +55,7 @@ impl<const N: usize> Default for DutyCycle<N> {
             last: [0.0; N],
             pooled: [0.0; N],
             usual: [0.0; N],
+            usual_periods: 1.0,
             windows: 0.0,
             closed: [0.0; N],
             lacked: [0.0; N],
@@ -76,6 +78,7 @@ impl<const N: usize> DutyCycle<N> {
         self.windows += 1.0;
         let period = DUTY_PERIOD.as_secs_f64();
         let stands_for = window.stands_for_seconds / period;
+        self.usual_periods = stands_for.max(1.0);
         let share = (window.seconds / window.stands_for_seconds.max(1e-6)).min(1.0);
         for (n, added) in self.added(totals).into_iter().enumerate() {
             let estimate = added / window.duty as f64 / window.seconds.max(1e-6) * period;
@@ -90,8 +93,10 @@ impl<const N: usize> DutyCycle<N> {
             let uneven = (1.0 - share) * uneven * stands_for * stands_for;
             let lacked = LACKING * estimate * estimate;
             self.usual[n] = (1.0 - share) * self.pooled[n] + lacked;
-            self.lacked[n] += lacked * stands_for;
-            self.closed[n] += uneven + lacked * stands_for;
+            // The square of a longer period's total, and as many of them fewer.
+            let lacked = lacked * stands_for.powi(3);
+            self.lacked[n] += lacked;
+            self.closed[n] += uneven + lacked;
             self.last[n] = estimate;
         }
         self.counted = totals;
@@ -102,8 +107,8 @@ impl<const N: usize> DutyCycle<N> {
     /// ended. What lacks for longer than windows take to come is an error as large as it is.
     pub fn variance(&self, n: usize, lacking_seconds: f64) -> f64 {
         let lacking = lacking_seconds / DUTY_PERIOD.as_secs_f64();
-        let late = self.last[n] * (lacking - MOST_LACKING).max(0.0);
-        self.closed[n] + self.usual[n] * lacking.min(MOST_LACKING) + late * late
+        let late = self.last[n] * (lacking - self.usual_periods).max(0.0);
+        self.closed[n] + self.usual[n] * lacking.min(self.usual_periods) + late * late
     }
 
     /// The variance of the periods that are over.

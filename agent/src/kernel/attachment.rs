@@ -3,12 +3,16 @@
 use std::{
     os::fd::{AsFd as _, OwnedFd},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
 use siskin_ebpf::{Probe, program};
 
 use super::{interrupts::Interrupts, sys};
+
+/// So long after it was detached nobody runs a program any more, also on a busy machine.
+const QUIET: Duration = Duration::from_millis(500);
 
 /// The programs of a probe that run on events. Dropping it detaches them; they stay loaded as long as the object does.
 #[derive(Debug)]
@@ -17,6 +21,7 @@ pub struct Attachment {
     pub probe: Probe,
     programs: Vec<Attached>,
     is_attached: bool,
+    detached_at: Option<Instant>,
     interrupts: Arc<Interrupts>,
 }
 
@@ -33,7 +38,7 @@ struct Attached {
 impl Attachment {
     /// Nothing yet.
     pub fn new(probe: Probe, interrupts: Arc<Interrupts>) -> Self {
-        Self { probe, programs: Vec::new(), is_attached: false, interrupts }
+        Self { probe, programs: Vec::new(), is_attached: false, detached_at: None, interrupts }
     }
 
     /// Takes one more program, which is attached by `link`. One that `stays` is never detached.
@@ -70,12 +75,16 @@ impl Attachment {
     }
 
     /// Attaches the programs again. May wait long on a busy machine: before a tracepoint gets its first program again, the kernel waits
-    /// until nobody can run its last one (tracepoint_add_func, kernel/tracepoint.c, 5.15 and later).
+    /// until nobody can run its last one (tracepoint_add_func, kernel/tracepoint.c, 5.15 and later). Soon after they were detached
+    /// that is waited for before the first is attached, and not with some of them attached: those would run unwatched.
     ///
     /// # Errors
     /// When the kernel refuses one; none is attached then.
     pub fn attach(&mut self) -> anyhow::Result<()> {
         self.detach();
+        if self.detached_at.take().is_some_and(|at| at.elapsed() < QUIET) {
+            sys::wait_for_programs();
+        }
         for Attached { name, program, link, .. } in self.programs.iter_mut().filter(|of| !of.stays) {
             let attached =
                 sys::attach(program.as_fd()).with_context(|| format!("cannot attach program `{name}`"));
@@ -104,7 +113,9 @@ impl Attachment {
     fn close_links(&mut self) {
         for of in self.programs.iter_mut().filter(|of| !of.stays) {
             // Closing a link detaches.
-            of.link = None;
+            if of.link.take().is_some() {
+                self.detached_at = Some(Instant::now());
+            }
         }
     }
 }

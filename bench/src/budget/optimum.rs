@@ -125,6 +125,7 @@ fn demand(index: usize, span: &Span<'_>, calibration: &Calibration) -> Demand {
         sample_cores: events * per(cost.seconds - skip_seconds, cost.events),
         attach_seconds: if attach_seconds > 0.0 { attach_seconds } else { PRIOR_ATTACH_SECONDS },
         window_variance: PRIOR_WINDOW_VARIANCE,
+        periods: 1,
         worth: 1.0,
     }
 }
