@@ -189,7 +189,10 @@ async fn is_over(mut settings: watch::Receiver<Vec<Setting>>, probe: Probe, bega
         };
         select! {
             () = end => return,
-            changed = settings.changed() => if changed.is_err() { return },
+            changed = settings.changed() => if changed.is_err() {
+                // The agent ends, and this task with it.
+                return pending().await;
+            },
         }
     }
 }

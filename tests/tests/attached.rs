@@ -13,7 +13,7 @@ use std::{
 use siskin_tests::agent::{Agent, binary};
 
 /// The programs, as `bpftool prog` shows them.
-const PROGRAMS: [&str; 14] = [
+const PROGRAMS: [&str; 12] = [
     "cgroup_mkdir",
     "cgroup_release",
     "process_exec",
@@ -26,9 +26,12 @@ const PROGRAMS: [&str; 14] = [
     "tcp_listen",
     "tcp_adopt",
     "disk_complete",
-    "udp_send",
-    "udp_receive",
 ];
+
+/// Those of the UDP probe: on the returns of functions, or where nothing is attached to them on
+/// tracepoints.
+const ON_FUNCTIONS: [&str; 4] = ["udp_sendmsg", "udpv6_sendmsg", "udp_recvmsg", "udpv6_recvmsg"];
+const ON_TRACEPOINTS: [&str; 2] = ["udp_send", "udp_receive"];
 
 /// Programs and a map that are used once at start, and may be gone afterwards.
 const AT_START: [&str; 3] = ["tcp_listen", "tcp_adopt", "tcp_listeners"];
@@ -200,7 +203,9 @@ fn held_by(pid: &str) -> BTreeSet<Id> {
 /// Programs and maps with our names that came since `before` and that no living process holds.
 fn orphans(before: &BTreeSet<Id>) -> BTreeSet<Id> {
     let is_ours = |(kind, id): &Id| match kind {
-        Kind::Program => program(*id).is_ok_and(|(name, _)| PROGRAMS.contains(&name.as_str())),
+        Kind::Program => program(*id).is_ok_and(|(name, _)| {
+            [&PROGRAMS[..], &ON_FUNCTIONS, &ON_TRACEPOINTS].concat().contains(&name.as_str())
+        }),
         Kind::Map => map_name(*id).is_ok_and(|name| MAPS.contains(&name.as_str())),
         Kind::Link => false,
     };
@@ -285,12 +290,18 @@ fn programs_and_maps_have_their_whole_names_in_the_kernel() {
             Kind::Link => {}
         }
     }
-    for (names, found) in [(&PROGRAMS[..], programs), (&MAPS[..], maps)] {
+    let attached = [("hook", "fexit/udp_sendmsg"), ("state", "attached")];
+    let udp = match agent.scrape().find("siskin_probe_hook_info", &attached).next() {
+        Some(_) => &ON_FUNCTIONS[..],
+        None => &ON_TRACEPOINTS[..],
+    };
+    let all = [&PROGRAMS[..], udp].concat();
+    for (names, found) in [(&all[..], programs), (&MAPS[..], maps)] {
         // A name that was cut off is not among ours.
         assert!(found.keys().all(|name| names.contains(&name.as_str())), "{found:?}");
         for name in names.iter().filter(|name| !AT_START.contains(name)) {
             assert_eq!(found.get(*name), Some(&1), "{name}: {found:?}");
         }
     }
-    assert!(PROGRAMS.iter().chain(&MAPS).all(|name| name.len() <= 15));
+    assert!(all.iter().chain(&MAPS).all(|name| name.len() <= 15));
 }

@@ -16,11 +16,21 @@ use siskin_tests::{
     udp::{in_network, pair, pass, receive},
 };
 
+/// Programs that are several to the kernel where they sit on functions.
+const PARTS: [(&str, &[&str]); 2] = [
+    ("udp_send", &["udp_sendmsg", "udpv6_sendmsg", "ip_send_skb", "ip6_send_skb"]),
+    ("udp_receive", &["udp_recvmsg", "udpv6_recvmsg", "skb_consume_udp"]),
+];
+
 /// By program: what it noted, and what the kernel did.
 fn both(metrics: &Metrics, own: &str, kernel: &str) -> BTreeMap<String, (f64, f64)> {
     let of = |sample: &Sample| {
         let program = sample.labels[0].1.clone();
-        let value = (sample.value, metrics.one(kernel, &[("program", &program)]));
+        let parts = PARTS.iter().find(|(whole, _)| *whole == program).map_or(&[][..], |(_, parts)| *parts);
+        let is_part = |of: &&Sample| of.labels[0].1 == program || parts.contains(&of.labels[0].1.as_str());
+        let by_kernel: Vec<_> = metrics.find(kernel, &[]).filter(is_part).map(|of| of.value).collect();
+        assert!(!by_kernel.is_empty(), "the kernel knows no {program}");
+        let value = (sample.value, by_kernel.iter().sum());
         (program, value)
     };
     metrics.find(own, &[]).map(of).collect()

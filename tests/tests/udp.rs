@@ -12,7 +12,8 @@ use std::{
 use siskin_tests::{
     agent::Agent,
     cgroup::Cgroup,
-    metrics::Metrics,
+    guest::is_guest,
+    metrics::{Metrics, Sample},
     udp::{
         Moved, Traffic, client, in_network, keep_errors, owned_by, pair, pass, pass_at_once, receive, server,
     },
@@ -248,6 +249,46 @@ fn tcp_unix_and_raw_sockets_are_no_udp_traffic() {
     // The sockets were seen.
     let labels = [&cgroup.labels()[..], &[("protocol", "tcp")]].concat();
     assert_eq!(metrics.sum("siskin_flow_sent_bytes_total", &labels), 5000.0);
+}
+
+#[test]
+fn a_tcp_request_and_its_answer_run_no_program_where_udp_sits_on_functions() {
+    const EXCHANGES: usize = 2000;
+    let agent = Agent::start(&["--debug.program-stats"]);
+    let on_functions = [("hook", "fexit/udp_sendmsg"), ("state", "attached")];
+    let runs = |metrics: &Metrics, beginnings: &[&str]| {
+        let is_of = |sample: &&Sample| {
+            let program = sample.labels.iter().find(|(label, _)| label == "program");
+            program.is_some_and(|(_, name)| beginnings.iter().any(|of| name.starts_with(of)))
+        };
+        let runs = metrics.find("siskin_kernel_statistics_runs_total", &[]).filter(is_of);
+        runs.map(|sample| sample.value).sum::<f64>()
+    };
+    let before = agent.scrape();
+    in_network(|| {
+        let listener = TcpListener::bind("127.0.0.1:4001").expect("the port is free");
+        let mut client = TcpStream::connect("127.0.0.1:4001").expect("a connection");
+        let (mut server, _) = listener.accept().expect("a connection");
+        for _ in 0..EXCHANGES {
+            client.write_all(&[0; 100]).expect("a request is sent");
+            server.read_exact(&mut [0; 100]).expect("it comes");
+            server.write_all(&[0; 100]).expect("an answer is sent");
+            client.read_exact(&mut [0; 100]).expect("it comes");
+        }
+    });
+    let after = agent.scrape();
+    let ran = |beginnings: &[&str]| runs(&after, beginnings) - runs(&before, beginnings);
+    let (udp, tcp) = (ran(&["udp", "ip"]), ran(&["tcp"]));
+    println!("{udp} runs of UDP's programs and {tcp} of TCP's, for {EXCHANGES} requests with answers");
+    // Others on this machine may talk, too.
+    let most = if is_guest() { 0.0 } else { EXCHANGES as f64 / 10.0 };
+    // This connection and the scrapes begin and end.
+    assert!(tcp <= most + 100.0, "{tcp} runs of TCP's programs");
+    if before.find("siskin_probe_hook_info", &on_functions).next().is_some() {
+        assert!(udp <= most, "{udp} runs of UDP's programs, and not one datagram");
+    } else {
+        assert!(udp >= 4.0 * EXCHANGES as f64, "{udp} runs: what this costs here is not told");
+    }
 }
 
 /// Sends so many UDP datagrams, made by hand, through a raw socket.

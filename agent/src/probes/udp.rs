@@ -22,26 +22,23 @@ use crate::{
     workload::{Hierarchy, Workloads},
 };
 
-/// The probe's programs. Tracepoints and returns of functions tell the same number; the tracepoints are one for both address families.
-/// Kprobes tell it of what is received.
+/// The probe's programs. Returns of functions and tracepoints tell the same number; the tracepoints run for every message of TCP and
+/// UNIX sockets, too. Kprobes tell it of what is received.
 pub const GROUPS: &[Group] = &[
     Group {
         ways: &[
-            tracepoint("sock_send_length", &[hook(program::UDP_SEND, SEND, "Linux 6.3")]),
-            exits(
-                SENDMSG[0],
-                &[
-                    Hook { loses: Some(HANDED_TO_IP), ..exit(SENDMSG[0]) },
-                    Hook { loses: Some(HANDED_TO_IP), ..exit(SENDMSG[1]) },
-                ],
+            exits(SENDMSG[0], &[exit(SENDMSG[0]), exit(SENDMSG[1])]),
+            tracepoint(
+                "sock_send_length",
+                &[Hook { loses: Some(HANDED_TO_IP), ..hook(program::UDP_SEND, SEND, "Linux 6.3") }],
             ),
             Way::any(&[entry(program::UDP_TO_IP[0]), entry(program::UDP_TO_IP[1])]),
         ],
     },
     Group {
         ways: &[
-            tracepoint("sock_recv_length", &[hook(program::UDP_RECEIVE, RECEIVE, "Linux 6.3")]),
             exits(RECVMSG[0], &[exit(RECVMSG[0]), exit(RECVMSG[1])]),
+            tracepoint("sock_recv_length", &[hook(program::UDP_RECEIVE, RECEIVE, "Linux 6.3")]),
             Way::any(&[entry(program::UDP_CONSUME)]),
         ],
     },
@@ -64,8 +61,7 @@ const fn exits(function: &'static str, hooks: &'static [Hook]) -> Way {
 
 /// The functions have the names of the programs.
 const fn exit(program: &'static str) -> Hook {
-    const REMEDY: &str =
-        "Linux 6.3, or CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS=y (x86_64: 5.5, aarch64: 6.4)";
+    const REMEDY: &str = "CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS=y (x86_64: 5.5, aarch64: 6.4)";
     hook(program, Point::Exit(program), REMEDY)
 }
 
