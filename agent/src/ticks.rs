@@ -127,37 +127,7 @@ pub async fn keep_attached(
                 attachment
             }
             Some((_, Plan::Window { delay })) => {
-                let begin = time::Instant::now();
-                if attachment.is_attached() {
-                    attachment = switch(&site, &control, attachment, None).await;
-                }
-                duty.detached(begin.into_std());
-                site.collector.set_counted_until(probe, duty.counted_until());
-                // The place of the window stays what it was, however often the setting changes
-                // until then: who throws again and again would never see anything.
-                select! {
-                    () = is_over(settings.clone(), probe, None) => continue,
-                    () = sleep_until(begin + delay) => {}
-                }
-                let Some(setting) = windows(&settings, probe) else { continue };
-                let mut sheds_more = pin!(sheds_more(settings.clone(), setting));
-                let (end, ended) = mpsc::channel();
-                let length = duty::window(setting.duty);
-                let mut window = pin!(window(&site, &control, attachment, setting.duty, length, ended));
-                let (times, is_cut);
-                ((attachment, times), is_cut) = select! {
-                    () = &mut sheds_more => {
-                        // When it ended by itself meanwhile, nobody listens.
-                        let _ = end.send(());
-                        (window.await, true)
-                    }
-                    done = &mut window => (done, false),
-                };
-                if let Some(times) = times {
-                    let window = duty.seen(begin.into_std(), &setting, times, is_cut);
-                    site.collector.window(probe, &window, duty.counted_until());
-                }
-                is_over(settings.clone(), probe, Some(begin)).await;
+                attachment = has_window(&site, &control, attachment, &settings, &mut duty, delay).await;
                 continue;
             }
             // Sampling is fixed by hand.
@@ -167,6 +137,48 @@ pub async fn keep_attached(
             return;
         }
     }
+}
+
+/// Attaches a probe for one window, `delay` from now, and waits until its duty periods are over.
+async fn has_window(
+    site: &Arc<Site>,
+    control: &Arc<Control>,
+    mut attachment: Attachment,
+    settings: &watch::Receiver<Vec<Setting>>,
+    duty: &mut Duty,
+    delay: Duration,
+) -> Attachment {
+    let (probe, begin) = (attachment.probe, time::Instant::now());
+    if attachment.is_attached() {
+        attachment = switch(site, control, attachment, None).await;
+    }
+    duty.detached(begin.into_std());
+    site.collector.set_counted_until(probe, duty.counted_until());
+    // The place of the window stays what it was, however often the setting changes until then: who
+    // throws again and again would never see anything.
+    select! {
+        () = is_over(settings.clone(), probe, None) => return attachment,
+        () = sleep_until(begin + delay) => {}
+    }
+    let Some(setting) = windows(settings, probe) else { return attachment };
+    let mut sheds_more = pin!(sheds_more(settings.clone(), setting));
+    let (end, ended) = mpsc::channel();
+    let length = duty::window(setting.duty);
+    let mut window = pin!(window(site, control, attachment, setting.duty, length, ended));
+    let ((attachment, times), is_cut) = select! {
+        () = &mut sheds_more => {
+            // When it ended by itself meanwhile, nobody listens.
+            let _ = end.send(());
+            (window.await, true)
+        }
+        done = &mut window => (done, false),
+    };
+    if let Some(times) = times {
+        let window = duty.seen(begin.into_std(), &setting, times, is_cut);
+        site.collector.window(probe, &window, duty.counted_until());
+    }
+    is_over(settings.clone(), probe, Some(begin)).await;
+    attachment
 }
 
 /// How a probe is attached in windows; `None` when it is attached all the time, or not at all.
