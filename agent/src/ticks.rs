@@ -321,3 +321,74 @@ pub async fn blocking<T: Send + 'static>(
     let done = tokio::task::spawn_blocking(move || work(&site.collector)).await;
     done.inspect_err(|error| tracing::error!("a reading failed: {error}")).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn windows_of(duty: u64, periods: u64) -> Vec<Setting> {
+        vec![Setting { duty, periods, ..Setting::exact(Probe::Udp) }]
+    }
+
+    /// Seconds until `wait` is over, in paused time, with other settings after so many seconds.
+    fn seconds<F: Future<Output = ()>>(
+        before: Vec<Setting>,
+        later: Vec<(f64, Vec<Setting>)>,
+        wait: impl FnOnce(watch::Receiver<Vec<Setting>>) -> F,
+    ) -> f64 {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+        runtime.expect("a runtime").block_on(async {
+            let (sender, receiver) = watch::channel(before);
+            let begin = time::Instant::now();
+            let changes = async {
+                for (at, settings) in later {
+                    sleep_until(begin + Duration::from_secs_f64(at)).await;
+                    sender.send_replace(settings);
+                }
+                pending().await
+            };
+            select! {
+                () = wait(receiver) => {}
+                () = changes => {}
+            }
+            begin.elapsed().as_secs_f64()
+        })
+    }
+
+    fn period_seconds(before: Vec<Setting>, later: Vec<(f64, Vec<Setting>)>) -> f64 {
+        seconds(before, later, |settings| is_over(settings, Probe::Udp, Some(time::Instant::now())))
+    }
+
+    #[test]
+    fn a_window_has_its_duty_periods_to_itself() {
+        let near = |seconds: f64, expected: f64| assert!((seconds - expected).abs() < 0.01, "{seconds}");
+        near(period_seconds(windows_of(8, 1), vec![]), 1.25);
+        near(period_seconds(windows_of(8, 4), vec![]), 5.0);
+        // Windows shall come more often, and less often.
+        near(period_seconds(windows_of(8, 4), vec![(0.5, windows_of(8, 2))]), 2.5);
+        near(period_seconds(windows_of(8, 4), vec![(3.0, windows_of(8, 1))]), 3.0);
+        near(period_seconds(windows_of(8, 1), vec![(1.0, windows_of(8, 2))]), 2.5);
+        // Another duty changes nothing, and the end of windows all.
+        near(period_seconds(windows_of(8, 1), vec![(0.5, windows_of(64, 1)), (0.7, windows_of(4, 1))]), 1.25);
+        near(period_seconds(windows_of(8, 4), vec![(0.5, windows_of(1, 1))]), 0.5);
+        near(period_seconds(windows_of(1, 1), vec![]), 0.0);
+        let detached = vec![Setting { detached: true, ..Setting::exact(Probe::Udp) }];
+        near(period_seconds(windows_of(8, 1), vec![(0.25, detached)]), 0.25);
+    }
+
+    #[test]
+    fn a_window_is_awaited_for_as_long_as_there_are_windows() {
+        let wait = |settings| is_over(settings, Probe::Udp, None);
+        let waited =
+            seconds(windows_of(8, 1), vec![(1.0, windows_of(256, 4)), (7.0, windows_of(1, 1))], wait);
+        assert!((waited - 7.0).abs() < 0.01, "{waited}");
+    }
+
+    #[test]
+    fn only_a_shorter_window_cuts_one_that_is_open() {
+        let setting = windows_of(8, 1)[0];
+        let later = vec![(1.0, windows_of(4, 1)), (2.0, windows_of(8, 4)), (3.0, windows_of(9, 1))];
+        let waited = seconds(windows_of(8, 1), later, |settings| sheds_more(settings, setting));
+        assert!((waited - 3.0).abs() < 0.01, "{waited}");
+    }
+}
