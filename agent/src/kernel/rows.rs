@@ -66,6 +66,11 @@ fn sum<V: Words>(words: &[u64]) -> V {
     total
 }
 
+/// Elements of so many bytes in a batch call.
+fn batch(element_bytes: usize) -> usize {
+    (BATCH_BYTES / element_bytes).clamp(LEAST_BATCH, BATCH)
+}
+
 /// One hash map, read in batches.
 #[derive(Debug)]
 pub struct Keyed {
@@ -74,8 +79,13 @@ pub struct Keyed {
     copies: usize,
 }
 
-/// Elements per batch call: large enough that a system call's cost is spread, small enough to stay in cache.
+/// Elements per batch call at most: enough that a system call's cost is spread.
 const BATCH: usize = 256;
+/// Bytes of them, about: few enough to stay in the cache. A row of histograms that is copied for
+/// every CPU would else need megabytes, which the kernel has to clear first.
+const BATCH_BYTES: usize = 64 * 1024;
+/// Elements per batch call at least.
+const LEAST_BATCH: usize = 4;
 
 impl Keyed {
     /// A reader for the map.
@@ -89,7 +99,7 @@ impl Keyed {
     /// When the kernel refuses the walk.
     pub fn each<K: Key, V: Words>(&self, mut each: impl FnMut(K, V)) -> io::Result<()> {
         let value_words = size_of::<V>() / 8 * self.copies;
-        let mut size = BATCH;
+        let mut size = batch(size_of::<K>() + value_words * 8);
         let mut cursor = None;
         let mut keys = vec![0u8; size * size_of::<K>()];
         let mut values = vec![0u64; size * value_words];
@@ -239,6 +249,16 @@ mod tests {
     fn values_of_all_cpus_are_summed_word_by_word() {
         let total: siskin_ebpf::DiskWorkloadRow = sum(&[1, 10, 0, 7, 2, 20, 0, 8, 3, u64::MAX, 0, 9]);
         assert_eq!([total.ios, total.bytes, total.ios_variance, total.bytes_variance], [6, 29, 0, 24]);
+    }
+
+    #[test]
+    fn a_batch_stays_in_the_cache_and_makes_progress() {
+        assert_eq!(batch(64), BATCH);
+        for bytes in [500, 4000, 16_000] {
+            let size = batch(bytes);
+            assert!(size * bytes <= BATCH_BYTES && (size + 1) * bytes > BATCH_BYTES, "{size} of {bytes}");
+        }
+        assert_eq!(batch(1 << 20), LEAST_BATCH);
     }
 
     proptest! {
