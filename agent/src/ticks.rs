@@ -164,7 +164,8 @@ async fn has_window(
     let mut sheds_more = pin!(sheds_more(settings.clone(), setting));
     let (end, ended) = mpsc::channel();
     let length = duty::window(setting.duty);
-    let mut window = pin!(window(site, control, attachment, setting.duty, length, ended));
+    let programs_duty = duty::programs_duty(&setting);
+    let mut window = pin!(window(site, control, attachment, programs_duty, length, ended));
     let ((attachment, times), is_cut) = select! {
         () = &mut sheds_more => {
             // When it ended by itself meanwhile, nobody listens.
@@ -177,7 +178,10 @@ async fn has_window(
         let window = duty.seen(begin.into_std(), &setting, times, is_cut);
         site.collector.window(probe, &window, duty.counted_until());
     }
-    is_over(settings.clone(), probe, Some(begin)).await;
+    // Where windows come more often meanwhile, two are a duty period apart at least.
+    let is_past = delay >= DUTY_PERIOD * windows(settings, probe).map_or(1, |of| of.periods) as u32;
+    let began = if is_past { begin + delay } else { begin };
+    is_over(settings.clone(), probe, Some(began)).await;
     attachment
 }
 

@@ -15,7 +15,7 @@ use core::num::NonZeroU64;
 pub const MAX_PERIOD: u64 = 1 << 20;
 
 /// Largest D.
-pub const MAX_DUTY: u64 = 256;
+pub const MAX_DUTY: u64 = 1024;
 
 /// Bits of a random number that are compared: with a period of at most 2^20 the product fits a
 /// word.

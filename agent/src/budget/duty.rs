@@ -24,6 +24,12 @@ use super::allocation::{DUTY_PERIOD, Demand, MAX_DUTY, Setting};
 /// their beginnings are a second apart at least (the longest windows': nearly a second).
 const DRIFT: f64 = 0.2;
 
+/// One part in this of the time is what the programs of a probe in windows take it to be attached
+/// for: D M.
+pub fn programs_duty(setting: &Setting) -> u64 {
+    setting.duty * setting.periods
+}
+
 /// Length of a window of one part in `duty`.
 pub fn window(duty: u64) -> Duration {
     DUTY_PERIOD.div_f64(duty as f64)
@@ -39,10 +45,11 @@ pub fn payable(setting: Setting, demand: &Demand, most_seconds: f64) -> Setting 
     }
     // Half of it at most for sampled events.
     let least_weight = (2.0 * demand.sample_cores / most_cores).ceil() as u64;
-    let weight = (setting.period * setting.duty).max(least_weight).min(MAX_PERIOD);
+    let most_weight = MAX_PERIOD / setting.periods;
+    let weight = (setting.period * setting.duty).max(least_weight).min(most_weight);
     let left = most_cores - demand.sample_cores / weight as f64;
     let duty = ((demand.skip_cores / left).ceil() as u64).clamp(setting.duty, MAX_DUTY);
-    Setting { period: weight.div_ceil(duty).min(MAX_PERIOD / duty), duty, ..setting }
+    Setting { period: weight.div_ceil(duty).min(most_weight / duty), duty, ..setting }
 }
 
 /// By how many phases a window may lie before or after the one before: by one at least, or it would
@@ -123,7 +130,7 @@ impl Duty {
             }
             return Plan::Always;
         }
-        let (duty, phases) = (setting.duty, (setting.duty * setting.periods) as u32);
+        let (duty, phases) = (setting.duty, programs_duty(setting) as u32);
         let phase = match self.phase {
             Some((same, phase)) if same == phases => {
                 let reach = i64::from(reach(phases));
@@ -181,7 +188,7 @@ impl Duty {
         };
         self.counted_until = Some(until);
         Window {
-            duty: setting.duty,
+            duty: programs_duty(setting),
             seconds: to.saturating_duration_since(from).as_secs_f64(),
             stands_for_seconds: until.saturating_duration_since(since).as_secs_f64(),
         }

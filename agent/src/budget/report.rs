@@ -7,7 +7,7 @@ impl Budget {
     /// One line about a change that is worth one: what was exact is not any more or is again, or
     /// twice or half as much is sampled.
     pub(super) fn explain(&self, before: &[Setting], after: &[Setting]) -> Option<String> {
-        let weight = |setting: &Setting| setting.period * setting.duty;
+        let weight = |setting: &Setting| setting.period * setting.duty * setting.periods;
         let is_worth = |(before, after): (&Setting, &Setting)| {
             let (before, after) = (weight(before), weight(after));
             before != after && (before == 1 || after == 1 || before >= 2 * after || after >= 2 * before)

@@ -92,7 +92,7 @@ impl<const N: usize> DutyCycle<N> {
             };
             let uneven = (1.0 - share) * uneven * stands_for * stands_for;
             let lacked = LACKING * estimate * estimate;
-            self.usual[n] = (1.0 - share) * self.pooled[n] + lacked;
+            self.usual[n] = (1.0 - share) * self.pooled[n] * stands_for + lacked * stands_for * stands_for;
             // The square of a longer period's total, and as many of them fewer.
             let lacked = lacked * stands_for.powi(3);
             self.lacked[n] += lacked;

@@ -50,11 +50,15 @@ impl<'a> Features<'a> {
             Needs::Tracepoint(name) => {
                 self.btf.tracepoint(name).is_err().then(|| format!("this kernel has no tp_btf/{name}"))
             }
-            Needs::Exit(name) => match self.btf.function_id(name) {
-                Ok(id) if (self.attaches_exits)(id) => None,
-                Ok(_) => Some("this kernel attaches nothing to the return of functions".to_owned()),
-                Err(_) => Some(format!("this kernel has no fexit/{name}")),
-            },
+            Needs::Exits(names) => {
+                let ids: Result<Vec<_>, _> =
+                    names.iter().map(|name| self.btf.function_id(name).map_err(|_| name)).collect();
+                match ids {
+                    Ok(ids) if ids.first().is_some_and(|id| (self.attaches_exits)(*id)) => None,
+                    Ok(_) => Some("this kernel attaches nothing to the return of functions".to_owned()),
+                    Err(name) => Some(format!("this kernel has no fexit/{name}")),
+                }
+            }
             Needs::FetchingAtomics => (!self.fetching_atomics).then(|| {
                 "this kernel's atomic instructions do not return what was there (Linux 5.12)".to_owned()
             }),

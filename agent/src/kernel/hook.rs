@@ -90,8 +90,8 @@ pub enum Needs {
     Nothing,
     /// This BTF tracepoint.
     Tracepoint(&'static str),
-    /// Programs on the return of functions, such as this one.
-    Exit(&'static str),
+    /// Programs on the return of functions, all of these.
+    Exits(&'static [&'static str]),
     /// Atomic instructions that return what was there (5.12).
     FetchingAtomics,
 }

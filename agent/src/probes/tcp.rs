@@ -342,8 +342,8 @@ impl Reader for Tcp {
         totals.recount();
         let bank: TcpBank = self.bank.read()?;
         let sampler = stats.programs[Program::TcpState as usize].sampler;
-        let samples = sampler.sampled.wrapping_sub(self.sampler.sampled);
-        self.sampler = sampler;
+        let events = sampler.since(&std::mem::replace(&mut self.sampler, sampler));
+        let samples = events.sampled;
         let variances = bank.variance.since(&totals.bank.variance);
         let now = [bank.opened, bank.ended];
         let since: [_; 2] = std::array::from_fn(|n| {
@@ -352,10 +352,12 @@ impl Reader for Tcp {
         });
         let [mut opened, mut ended] = std::array::from_fn(|n| {
             let (passed, estimated) = since[n];
-            match passed == estimated {
-                true => self.calibrations[n].exact(),
-                false => self.calibrations[n].read(passed, estimated, samples),
+            if events.is_exact() {
+                return self.calibrations[n].exact();
             }
+            // Both are sampled by one sampler.
+            let share = estimated / (since[0].1 + since[1].1).max(1.0);
+            self.calibrations[n].read(passed, estimated, (samples as f64 * share) as u64)
         });
         let mut added: [Added; 6] = Default::default();
         let mut add = |n: usize, id, value: u64, variance: u64| {

@@ -27,7 +27,7 @@ use crate::{
 pub const GROUPS: &[Group] = &[
     Group {
         ways: &[
-            exits(SENDMSG[0], &[exit(SENDMSG[0]), exit(SENDMSG[1])]),
+            exits(&SENDMSG, &[exit(SENDMSG[0]), exit(SENDMSG[1])]),
             tracepoint(
                 "sock_send_length",
                 &[Hook { loses: Some(HANDED_TO_IP), ..hook(program::UDP_SEND, SEND, "Linux 6.3") }],
@@ -37,7 +37,7 @@ pub const GROUPS: &[Group] = &[
     },
     Group {
         ways: &[
-            exits(RECVMSG[0], &[exit(RECVMSG[0]), exit(RECVMSG[1])]),
+            exits(&RECVMSG, &[exit(RECVMSG[0]), exit(RECVMSG[1])]),
             tracepoint("sock_recv_length", &[hook(program::UDP_RECEIVE, RECEIVE, "Linux 6.3")]),
             Way::any(&[entry(program::UDP_CONSUME)]),
         ],
@@ -55,8 +55,9 @@ const fn tracepoint(name: &'static str, hooks: &'static [Hook]) -> Way {
     Way { needs: Needs::Tracepoint(name), ..Way::any(hooks) }
 }
 
-const fn exits(function: &'static str, hooks: &'static [Hook]) -> Way {
-    Way { needs: Needs::Exit(function), ..Way::any(hooks) }
+/// IPv6 may be a module, whose functions the kernel's BTF does not know.
+const fn exits(functions: &'static [&'static str], hooks: &'static [Hook]) -> Way {
+    Way { needs: Needs::Exits(functions), ..Way::any(hooks) }
 }
 
 /// The functions have the names of the programs.

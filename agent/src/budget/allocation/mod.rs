@@ -103,9 +103,9 @@ impl Demand {
         (self.events_per_second * HORIZON_SECONDS).max(1.0)
     }
 
-    /// k of the formulas.
-    fn window_factor(&self) -> f64 {
-        self.window_variance * self.periods as f64 * DUTY_PERIOD_SECONDS / HORIZON_SECONDS
+    /// k of the formulas, with a window in one of so many duty periods.
+    fn window_factor(&self, periods: u64) -> f64 {
+        self.window_variance * periods as f64 * DUTY_PERIOD_SECONDS / HORIZON_SECONDS
     }
 
     /// Its part of the objective.
@@ -172,7 +172,10 @@ pub fn relative_variance(demand: &Demand, setting: &Setting) -> f64 {
         return f64::INFINITY;
     }
     let draws = (setting.weight() - 1.0) / demand.events();
-    draws + demand.window_factor() * (1.0 - 1.0 / setting.parts()) * (1.0 + SLICE * setting.duty as f64)
+    draws
+        + demand.window_factor(setting.periods)
+            * (1.0 - 1.0 / setting.parts())
+            * (1.0 + SLICE * setting.duty as f64)
 }
 
 /// In how many duty periods a window opens, of the settings that `allocate` gives for each number:

@@ -58,7 +58,7 @@ pub fn allocate(demands: &[Demand], spend_cores: f64, budget_cores: f64) -> Vec<
 fn cheapest(demand: &Demand, least_saving: f64) -> Setting {
     let exact = Setting::exact(demand.probe);
     let sampled = Setting { period: MAX_PERIOD, ..exact };
-    let period = MAX_PERIOD / MAX_DUTY;
+    let period = MAX_PERIOD / (MAX_DUTY * demand.periods);
     let duty_cycled = Setting { period, duty: MAX_DUTY, periods: demand.periods, ..exact };
     let cheapest = [sampled, duty_cycled].into_iter().fold(exact, |cheapest, setting| {
         let saving = cost_cores(demand, &cheapest) - cost_cores(demand, &setting);
@@ -162,7 +162,7 @@ fn sampled(demand: &Demand, price: f64) -> Setting {
 /// The best setting of a duty-cycled probe at a price per core.
 fn duty_cycled(demand: &Demand, price: f64) -> Setting {
     let worth = demand.effective_worth();
-    let window_loss = worth * demand.window_factor();
+    let window_loss = worth * demand.window_factor(demand.periods);
     let best_parts = |cores: f64, loss: f64| ((price * cores - window_loss) / loss).max(0.0).sqrt();
     let weight = best_weight(demand, price);
     let periods = demand.periods as f64;
@@ -173,7 +173,7 @@ fn duty_cycled(demand: &Demand, price: f64) -> Setting {
         parts = best_parts(demand.skip_cores + demand.sample_cores, loss);
     }
     let duty = nearest(parts / periods, MIN_DUTY, MAX_DUTY);
-    let period = nearest(weight / (duty as f64 * periods), 1, MAX_PERIOD / duty);
+    let period = nearest(weight / (duty as f64 * periods), 1, MAX_PERIOD / (duty * demand.periods));
     Setting { period, duty, periods: demand.periods, ..Setting::exact(demand.probe) }
 }
 
@@ -191,7 +191,7 @@ pub fn with_period(demand: &Demand, setting: &Setting, cores: f64) -> Option<Set
     let attached_cores = (cores - attach_cores(demand, setting)) * setting.parts();
     let sample_cores = attached_cores - demand.skip_cores;
     let period = (demand.sample_cores / sample_cores).ceil().max(1.0);
-    let allowed = sample_cores > 0.0 && period <= (MAX_PERIOD / setting.duty) as f64;
+    let allowed = sample_cores > 0.0 && period <= (MAX_PERIOD / (setting.duty * setting.periods)) as f64;
     allowed.then_some(Setting { period: period as u64, ..*setting })
 }
 
@@ -200,7 +200,7 @@ fn with_duty(demand: &Demand, setting: &Setting, cores: f64) -> Option<Setting> 
     let attached = demand.skip_cores + demand.sample_cores / setting.period as f64;
     let window_cores = cores - attach_cores(demand, setting);
     let duty = (attached / window_cores / setting.periods as f64).ceil().max(MIN_DUTY as f64);
-    let most = MAX_DUTY.min(MAX_PERIOD / setting.period);
+    let most = MAX_DUTY.min(MAX_PERIOD / (setting.period * setting.periods));
     let allowed = setting.duty > 1 && window_cores > 0.0 && duty <= most as f64;
     allowed.then_some(Setting { duty: duty as u64, ..*setting })
 }
