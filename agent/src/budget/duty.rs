@@ -256,6 +256,25 @@ mod tests {
     }
 
     #[test]
+    fn in_the_mean_a_window_stands_for_what_the_programs_take_it_to() {
+        let rare = Setting { periods: 4, ..setting(16) };
+        let (begin, mut now) = (Instant::now(), Instant::now());
+        let (mut plans, mut factors, mut seconds) = (Duty::default(), 0.0, 0.0);
+        plans.detached(begin);
+        for _ in 0..2000 {
+            let Plan::Window { delay } = plans.plan(&rare) else { panic!("no window") };
+            let window = plans.seen(now, &rare, [now + delay, now + delay + window(16)], false);
+            assert_eq!(window.duty, 64);
+            factors += window.factor() / 2000.0;
+            seconds += window.seconds * window.duty as f64 * window.factor();
+            now += 4 * DUTY_PERIOD;
+        }
+        assert!((factors - 1.0).abs() < 0.01, "{factors}");
+        let counted = plans.counted_until().expect("a window") - begin;
+        assert!((seconds / counted.as_secs_f64() - 1.0).abs() < 1e-6, "{seconds}");
+    }
+
+    #[test]
     fn a_window_in_one_of_several_periods_is_at_a_random_place_of_them_all() {
         let (mut plans, rare) = (Duty::default(), Setting { periods: 4, ..setting(16) });
         let mut places = std::collections::HashSet::new();
