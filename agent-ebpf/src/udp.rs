@@ -1,6 +1,6 @@
-//! The UDP probe: datagrams and bytes by flow, sampled. Here it sits on the two tracepoints that every socket passes after it
-//! sent or received, so other sockets are filtered first: they cost a run. Only where nothing is attached to the returns of functions
-//! (`udp_exit`).
+//! The UDP probe: datagrams and bytes by flow, sampled. Here it sits on the two tracepoints that
+//! every socket passes after it sent or received, so other sockets are filtered first: they cost a
+//! run. Only where nothing is attached to the returns of functions (`udp_exit`).
 
 use core::ffi::c_void;
 

@@ -1,5 +1,6 @@
-//! The UDP probe where nothing is attached to the returns of functions (arm64 before 6.4) and the socket layer has no length
-//! tracepoints (before 6.3): kprobes where a datagram leaves the protocol. Not on the entry and the return of the protocol's own functions: a
+//! The UDP probe where nothing is attached to the returns of functions (arm64 before 6.4) and the
+//! socket layer has no length tracepoints (before 6.3): kprobes where a datagram leaves the
+//! protocol. Not on the entry and the return of the protocol's own functions: a
 //! receiver sleeps in there, and the kernel keeps in mind a few sleepers only and forgets the others' returns without a word.
 //!
 //! A datagram that is received is seen by `skb_consume_udp` with the very number that the call returns. One that is sent is seen when it

@@ -1,5 +1,6 @@
-//! The UDP probe on the return of the protocol's own functions, one pair for each address family: the first choice, because nothing
-//! else runs them. The result is the same number that the socket layer's tracepoints pass on.
+//! The UDP probe on the return of the protocol's own functions, one pair for each address family:
+//! the first choice, because nothing else runs them. The result is the same number that the socket
+//! layer's tracepoints pass on.
 //!
 //! Kernels before 5.13 attach a program to a function once and never again, so these stay attached when the probe is paused.
 //!

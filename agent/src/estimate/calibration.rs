@@ -9,8 +9,8 @@
 //! additions that are scaled, and what their sum still lacks of the total, or has too much, is
 //! settled with later ones. Up, an addition is scaled once it has enough samples of its own; or once
 //! enough were pooled, to twice of it at most: what one sample stands for says little. Down, at
-//! once: no sum is ever more than the total. Where every event is sampled nothing is scaled. The ratio is nearly unbiased: its bias is
-//! about one over the number of samples.
+//! once: no sum is ever more than the total. Where every event is sampled nothing is scaled. The
+//! ratio is nearly unbiased: its bias is about one over the number of samples.
 
 use siskin_ebpf::{Histogram, Sampler};
 

@@ -75,8 +75,9 @@ impl Attachment {
     }
 
     /// Attaches the programs again. May wait long on a busy machine: before a tracepoint gets its first program again, the kernel waits
-    /// until nobody can run its last one (tracepoint_add_func, kernel/tracepoint.c, 5.15 and later). Soon after they were detached
-    /// that is waited for before the first is attached, and not with some of them attached: those would run unwatched.
+    /// until nobody can run its last one (tracepoint_add_func, kernel/tracepoint.c, 5.15 and later).
+    /// Soon after they were detached that is waited for before the first is attached, and not with
+    /// some of them attached, which would cost more than anybody planned.
     ///
     /// # Errors
     /// When the kernel refuses one; none is attached then.

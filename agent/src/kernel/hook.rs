@@ -46,7 +46,7 @@ pub struct Hook {
     /// What a kernel without this point lacks.
     pub remedy: &'static str,
     /// What is not told where the next way is used instead; `None` when that tells the same truth.
-    pub loses: Option<&'static str>,
+    pub limitation: Option<&'static str>,
     /// Whether the program has to see every event, and is never detached.
     pub stays: bool,
 }
@@ -137,8 +137,8 @@ impl State {
     pub fn replaced(hook: &Hook, instead: &[Hook], lack: &str) -> Self {
         let points: Vec<_> = instead.iter().map(|hook| hook.point.name()).collect();
         let reason = format!("{lack}; {} instead", points.join(" and "));
-        match hook.loses {
-            Some(loses) => Self::Limited(format!("{reason}: {loses}")),
+        match hook.limitation {
+            Some(limitation) => Self::Limited(format!("{reason}: {limitation}")),
             None => Self::Replaced(reason),
         }
     }

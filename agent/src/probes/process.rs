@@ -34,7 +34,14 @@ pub const GROUPS: &[Group] = &[Group {
 
 const fn hook(program: &'static str, tracepoint: &'static str) -> Hook {
     let point = Point::Tracepoint(tracepoint);
-    Hook { probe: Probe::Process, program, point, remedy: "CONFIG_BPF_EVENTS=y", loses: None, stays: false }
+    Hook {
+        probe: Probe::Process,
+        program,
+        point,
+        remedy: "CONFIG_BPF_EVENTS=y",
+        limitation: None,
+        stays: false,
+    }
 }
 
 /// Processes whose end is remembered, on kernels that do not name the last thread: more than can end at one moment.

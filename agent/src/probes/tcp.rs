@@ -37,7 +37,7 @@ pub const GROUPS: &[Group] = &[
                 hooks: &[
                     hook(program::TCP_STATE, STATE, INET),
                     Hook {
-                        loses: Some(
+                        limitation: Some(
                             "in other network namespaces bytes are counted when a connection ends, and none are known to be open",
                         ),
                         ..hook(
@@ -48,7 +48,7 @@ pub const GROUPS: &[Group] = &[
                     },
                     hook(program::TCP_LISTEN, Point::Iterator("task_file"), "Linux 5.11"),
                     Hook {
-                        loses: Some(
+                        limitation: Some(
                             "connections in other network namespaces that are older than Siskin are not counted",
                         ),
                         ..hook(program::TCP_ADOPT, Point::Iterator("task_file"), "Linux 5.11")
@@ -79,7 +79,7 @@ const STATE: Point = Point::Tracepoint("inet_sock_set_state");
 const INET: &str = "CONFIG_INET=y";
 
 const fn hook(program: &'static str, point: Point, remedy: &'static str) -> Hook {
-    Hook { probe: Probe::Tcp, program, point, remedy, loses: None, stays: false }
+    Hook { probe: Probe::Tcp, program, point, remedy, limitation: None, stays: false }
 }
 
 /// Listening ports remembered while sockets are adopted.

@@ -22,15 +22,15 @@ use crate::{
     workload::{Hierarchy, Workloads},
 };
 
-/// The probe's programs. Returns of functions and tracepoints tell the same number; the tracepoints run for every message of TCP and
-/// UNIX sockets, too. Kprobes tell it of what is received.
+/// The probe's programs. Returns of functions and tracepoints tell the same number; the tracepoints
+/// run for every message of TCP and UNIX sockets, too. Kprobes tell it of what is received.
 pub const GROUPS: &[Group] = &[
     Group {
         ways: &[
             exits(&SENDMSG, &[exit(SENDMSG[0]), exit(SENDMSG[1])]),
             tracepoint(
                 "sock_send_length",
-                &[Hook { loses: Some(HANDED_TO_IP), ..hook(program::UDP_SEND, SEND, "Linux 6.3") }],
+                &[Hook { limitation: Some(HANDED_TO_IP), ..hook(program::UDP_SEND, SEND, "Linux 6.3") }],
             ),
             Way::any(&[entry(program::UDP_TO_IP[0]), entry(program::UDP_TO_IP[1])]),
         ],
@@ -73,7 +73,7 @@ const fn entry(program: &'static str) -> Hook {
 }
 
 const fn hook(program: &'static str, point: Point, remedy: &'static str) -> Hook {
-    Hook { probe: Probe::Udp, program, point, remedy, loses: None, stays: false }
+    Hook { probe: Probe::Udp, program, point, remedy, limitation: None, stays: false }
 }
 
 /// Rows in the kernel's table of flows. Who has a series is decided among those that have a row here between two readings: room

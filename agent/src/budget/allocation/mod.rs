@@ -2,8 +2,8 @@
 //!
 //! A probe is **exact**, **sampled** (attached all the time; one event in N is sampled) or
 //! **duty-cycled** (attached for one window of C/D in each duty period C, or in one of M of them;
-//! one event in N of a window is sampled). Let e be its events per second, R the cores for skipping them all, E the
-//! cores that sampling them all adds, and S the CPU seconds of attaching and detaching. It costs
+//! one event in N of a window is sampled). Let e be its events per second, R the cores for skipping
+//! them all, E the cores that sampling them all adds, and S the CPU seconds of attaching and detaching. It costs
 //!
 //! ```text
 //! c = (R + E/N) / (D M)  +  S/(M C)                       (the latter only if D > 1)

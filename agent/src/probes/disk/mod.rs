@@ -47,7 +47,7 @@ pub const GROUPS: &[Group] = &[Group {
         program: program::DISK_COMPLETE,
         point: Point::Tracepoint("block_rq_complete"),
         remedy: "CONFIG_BLOCK=y",
-        loses: None,
+        limitation: None,
         stays: false,
     }])],
 }];
