@@ -209,6 +209,17 @@ pub fn receive(socket: &UdpSocket, bytes: usize, flags: i32) -> io::Result<usize
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }
 
+/// Waits until the answer to a datagram for which there was nobody has come back. The kernel may send it later, from
+/// a thread of its own, and sends not more than some tens at once.
+///
+/// Returns whether it came within two seconds.
+pub fn wait_for_error(socket: &UdpSocket) -> bool {
+    let mut wanted = libc::pollfd { fd: socket.as_raw_fd(), events: 0, revents: 0 };
+    // SAFETY: one pollfd, as said. An error is told without being asked for.
+    let ready = unsafe { libc::poll(&raw mut wanted, 1, 2000) };
+    ready == 1 && wanted.revents & libc::POLLERR != 0
+}
+
 /// Keeps what comes back of datagrams for which there was nobody, to be read with `MSG_ERRQUEUE`.
 ///
 /// # Panics

@@ -16,6 +16,7 @@ use siskin_tests::{
     metrics::{Metrics, Sample},
     udp::{
         Moved, Traffic, client, in_network, keep_errors, owned_by, pair, pass, pass_at_once, receive, server,
+        wait_for_error,
     },
 };
 
@@ -203,7 +204,10 @@ fn calls_that_fail_are_not_counted_and_neither_is_what_comes_back_of_a_datagram(
         for _ in 0..40 {
             // Nobody is there: every other call is told so, by the answer to the datagram before it.
             match client.send(&[0; 100]) {
-                Ok(100) => sent += 1,
+                Ok(100) => {
+                    sent += 1;
+                    wait_for_error(&client);
+                }
                 Err(error) if error.kind() == ErrorKind::ConnectionRefused => refused += 1,
                 result => panic!("{result:?}"),
             }
@@ -212,6 +216,7 @@ fn calls_that_fail_are_not_counted_and_neither_is_what_comes_back_of_a_datagram(
         // What was sent to nobody can be had back, with its payload.
         keep_errors(&silent);
         silent.send(&[0; 300]).expect("a datagram is sent");
+        assert!(wait_for_error(&silent), "nothing came back");
         assert_eq!(receive(&silent, 1000, libc::MSG_ERRQUEUE).expect("it comes back"), 300);
         silent.set_nonblocking(true).expect("a mode");
         let _ = silent.take_error();
