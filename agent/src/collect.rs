@@ -247,6 +247,7 @@ impl Collector {
         let mut state = self.lock();
         let State { budget, readers, .. } = &mut *state;
         budget.set_counted_until(probe, until);
+        let window = &Window { slowdown: budget.slowdown(probe), ..*window };
         let Some(reader) = readers.iter_mut().find(|reader| reader.probe() == probe) else { return };
         let result = budget.read().and_then(|()| reader.window(budget.stats(), window));
         if let Err(error) = result {
@@ -300,6 +301,7 @@ impl State {
                 workloads: &mut self.workloads,
                 flows: &mut self.flows,
                 errors: &mut self.errors,
+                lacking_seconds: self.budget.lacking_seconds(reader.probe()),
             });
             let reading = Reading { seconds: begin.elapsed().as_secs_f64(), success: result.is_ok() };
             let name = reader.probe().name();

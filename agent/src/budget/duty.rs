@@ -95,6 +95,9 @@ pub struct Window {
     pub seconds: f64,
     /// Seconds that it stands for.
     pub stands_for_seconds: f64,
+    /// The part of the time of the CPUs where its programs ran that they took: a load that fills
+    /// those CPUs was so much slower in the window than outside of it.
+    pub slowdown: f64,
 }
 
 /// The factor of a window is no more than this: one that is short after a long time without any
@@ -167,6 +170,7 @@ impl Duty {
             duty: 1,
             seconds: to.saturating_duration_since(from).as_secs_f64(),
             stands_for_seconds: to.saturating_duration_since(since).as_secs_f64(),
+            slowdown: 0.0,
         })
     }
 
@@ -191,6 +195,7 @@ impl Duty {
             duty: programs_duty(setting),
             seconds: to.saturating_duration_since(from).as_secs_f64(),
             stands_for_seconds: until.saturating_duration_since(since).as_secs_f64(),
+            slowdown: 0.0,
         }
     }
 }

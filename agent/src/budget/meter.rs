@@ -8,7 +8,7 @@
 
 use std::io;
 
-use siskin_ebpf::{AllStats, PROGRAMS, Program, Words as _};
+use siskin_ebpf::{AllStats, PROBES, PROGRAMS, Probe, Program, Words as _};
 
 use crate::{
     kernel::rows::Bank,
@@ -80,7 +80,13 @@ pub struct Meter {
     bank: Bank,
     stats: AllStats,
     costs: [Cost; PROGRAMS],
+    /// Runs of each probe's programs on each CPU so far.
+    runs_by_cpu: Vec<[u64; PROBES]>,
+    busy_cpus: [f64; PROBES],
 }
+
+/// Runs since the last reading from which it is said how they are spread over the CPUs.
+const SPREAD_RUNS: f64 = 100.0;
 
 impl Meter {
     /// A meter over the `program_stats` map; `dispatch_ns` by program.
@@ -94,7 +100,13 @@ impl Meter {
             reads_clock: program.reads_clock(),
             total_ns: 0.0,
         };
-        Self { bank, stats: AllStats::zero(), costs: Program::ALL.map(cost) }
+        Self {
+            bank,
+            stats: AllStats::zero(),
+            costs: Program::ALL.map(cost),
+            runs_by_cpu: Vec::new(),
+            busy_cpus: [1.0; PROBES],
+        }
     }
 
     /// Takes a reading. Returns what was added since the last one.
@@ -103,6 +115,7 @@ impl Meter {
     /// When the kernel refuses it.
     pub fn read(&mut self) -> io::Result<AllStats> {
         let stats: AllStats = self.bank.read()?;
+        self.spread();
         let mut added = stats.since(&self.stats);
         for word in added.words_mut() {
             // Before 6.1 a program may interrupt itself and a word step back; states such as
@@ -124,6 +137,33 @@ impl Meter {
                 + readings as f64 * cost.clock.ns();
         }
         Ok(added)
+    }
+
+    /// Finds how the runs since the last reading are spread.
+    fn spread(&mut self) {
+        let (mut sums, mut squares) = ([0.0; PROBES], [0.0; PROBES]);
+        for (cpu, stats) in self.bank.by_cpu::<AllStats>().enumerate() {
+            let mut runs = [0; PROBES];
+            for program in Program::ALL {
+                runs[program.probe() as usize] += stats.programs[program as usize].runs;
+            }
+            if cpu == self.runs_by_cpu.len() {
+                self.runs_by_cpu.push(runs);
+            }
+            for (probe, (now, last)) in runs.iter().zip(&mut self.runs_by_cpu[cpu]).enumerate() {
+                let added = now.saturating_sub(std::mem::replace(last, *now)) as f64;
+                sums[probe] += added;
+                squares[probe] += added * added;
+            }
+        }
+        for probe in (0..PROBES).filter(|probe| sums[*probe] >= SPREAD_RUNS) {
+            self.busy_cpus[probe] = sums[probe] * sums[probe] / squares[probe];
+        }
+    }
+
+    /// On about how many CPUs a probe's programs run.
+    pub fn busy_cpus(&self, probe: Probe) -> f64 {
+        self.busy_cpus[probe as usize]
     }
 
     /// The last reading, summed over the CPUs.

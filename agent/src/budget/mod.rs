@@ -177,6 +177,15 @@ impl Budget {
         self.of(probe).map_or(0.0, |of| of.lacking_seconds(Instant::now()))
     }
 
+    /// The part of the time of the CPUs where a probe's programs run that they take while it is
+    /// attached.
+    pub fn slowdown(&self, probe: Probe) -> f64 {
+        let load = self.of(probe).and_then(|of| Some((of.setting.period as f64, of.load?.demand)));
+        load.map_or(0.0, |(period, demand)| {
+            (demand.skip_cores + demand.sample_cores / period) / self.meter.busy_cpus(probe)
+        })
+    }
+
     /// A probe was attached for one part in `duty` of the time, or detached with `None`. That took
     /// so many CPU seconds of the process, and so many of all other CPUs together.
     pub fn attached(&mut self, probe: Probe, duty: Option<u64>, at: Instant, cost: AttachCost) {

@@ -13,6 +13,10 @@
 //! even the load is: both are uniform between nothing and a period. The variance of that, a sixth
 //! of the square of a period's total, is spread over the periods of the time that errors are for
 //! ([`HORIZON`]): too little for shorter times and too much for longer ones.
+//!
+//! A load that fills its CPUs is slower while programs run there, and windows see only that. One
+//! that does not is not, and which it is cannot be known; so the estimate stays what it is, and the
+//! part of the CPUs that the programs took is claimed as an error of all windows together.
 
 use crate::budget::{
     allocation::{DUTY_PERIOD, HORIZON, PRIOR_WINDOW_VARIANCE},
@@ -28,7 +32,13 @@ const JUMP: f64 = 50.0;
 const PRIOR: f64 = 2.0;
 
 /// What readings lack, as a part of the square of a period's total, for each period.
-const LACKING: f64 = DUTY_PERIOD.as_millis() as f64 / HORIZON.as_millis() as f64 / 6.0;
+const LACKING: f64 = 1.0 / PERIODS / 6.0;
+
+/// Periods of the time that errors are for.
+const PERIODS: f64 = HORIZON.as_millis() as f64 / DUTY_PERIOD.as_millis() as f64;
+/// The part of what is usual that a time without the end of a window adds, so that the end adds
+/// something too.
+const OPEN: f64 = 0.5;
 
 /// Variances of N totals of a probe that is attached for a share of the time.
 #[derive(Clone, Copy, Debug)]
@@ -38,14 +48,31 @@ pub struct DutyCycle<const N: usize> {
     last: [f64; N],
     pooled: [f64; N],
     /// What a period is expected to add to the variance.
-    usual: [f64; N],
+    usual: [Parts; N],
     /// For how many periods the last window stood, one at least: a reading lacks no more than that
     /// as long as windows come in time.
     usual_periods: f64,
     windows: f64,
-    closed: [f64; N],
-    /// What of that readings lack.
-    lacked: [f64; N],
+    /// The variance of the periods that are over.
+    closed: [Parts; N],
+    /// What was told of it by [`Self::grown`].
+    told: [Parts; N],
+}
+
+/// A variance, by what adds to it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Parts {
+    /// What was seen is not like what was not.
+    pub uneven: f64,
+    /// Readings lack what came after the last window.
+    pub lacked: f64,
+}
+
+impl Parts {
+    /// The whole variance.
+    pub fn sum(self) -> f64 {
+        self.uneven + self.lacked
+    }
 }
 
 impl<const N: usize> Default for DutyCycle<N> {
@@ -54,11 +81,11 @@ impl<const N: usize> Default for DutyCycle<N> {
             counted: [0.0; N],
             last: [0.0; N],
             pooled: [0.0; N],
-            usual: [0.0; N],
+            usual: [Parts::default(); N],
             usual_periods: 1.0,
             windows: 0.0,
-            closed: [0.0; N],
-            lacked: [0.0; N],
+            closed: [Parts::default(); N],
+            told: [Parts::default(); N],
         }
     }
 }
@@ -69,7 +96,9 @@ impl<const N: usize> DutyCycle<N> {
         let periods = seconds.max(1e-3) / DUTY_PERIOD.as_secs_f64();
         self.last = self.added(totals).map(|added| added / periods);
         self.pooled = self.last.map(|last| PRIOR_WINDOW_VARIANCE * last * last);
-        self.usual = self.last.map(|last| (PRIOR_WINDOW_VARIANCE + LACKING) * last * last);
+        self.usual = self
+            .last
+            .map(|last| Parts { uneven: PRIOR_WINDOW_VARIANCE * last * last, lacked: LACKING * last * last });
         (self.counted, self.windows) = (totals, 0.0);
     }
 
@@ -90,13 +119,16 @@ impl<const N: usize> DutyCycle<N> {
                 self.pooled[n] += (half - self.pooled[n]) / (self.windows + PRIOR).min(POOLED);
                 self.pooled[n]
             };
-            let uneven = (1.0 - share) * uneven * stands_for * stands_for;
+            let slower = PERIODS * (window.slowdown * estimate).powi(2) * stands_for;
+            let uneven = (1.0 - share) * (uneven * stands_for * stands_for + slower);
             let lacked = LACKING * estimate * estimate;
-            self.usual[n] = (1.0 - share) * self.pooled[n] * stands_for + lacked * stands_for * stands_for;
+            self.usual[n] = Parts {
+                uneven: (1.0 - share) * self.pooled[n] * stands_for,
+                lacked: lacked * stands_for * stands_for,
+            };
+            self.closed[n].uneven += uneven;
             // The square of a longer period's total, and as many of them fewer.
-            let lacked = lacked * stands_for.powi(3);
-            self.lacked[n] += lacked;
-            self.closed[n] += uneven + lacked;
+            self.closed[n].lacked += lacked * stands_for.powi(3);
             self.last[n] = estimate;
         }
         self.counted = totals;
@@ -106,20 +138,27 @@ impl<const N: usize> DutyCycle<N> {
     /// usually add grows with the time, so that no time is taken to be exact in which no window
     /// ended. What lacks for longer than windows take to come is an error as large as it is.
     pub fn variance(&self, n: usize, lacking_seconds: f64) -> f64 {
+        self.parts(n, lacking_seconds).sum()
+    }
+
+    /// What the variances grew by since the last call. They may fall when a window was over, and
+    /// are then told again when they are higher than before.
+    pub fn grown(&mut self, lacking_seconds: f64) -> [Parts; N] {
+        std::array::from_fn(|n| {
+            let (now, told) = (self.parts(n, lacking_seconds), self.told[n]);
+            self.told[n] = Parts { uneven: now.uneven.max(told.uneven), lacked: now.lacked.max(told.lacked) };
+            Parts { uneven: self.told[n].uneven - told.uneven, lacked: self.told[n].lacked - told.lacked }
+        })
+    }
+
+    fn parts(&self, n: usize, lacking_seconds: f64) -> Parts {
         let lacking = lacking_seconds / DUTY_PERIOD.as_secs_f64();
+        let periods = OPEN * lacking.min(self.usual_periods);
         let late = self.last[n] * (lacking - self.usual_periods).max(0.0);
-        self.closed[n] + self.usual[n] * lacking.min(self.usual_periods) + late * late
-    }
-
-    /// The variance of the periods that are over.
-    pub fn closed(&self, n: usize) -> f64 {
-        self.closed[n]
-    }
-
-    /// The part of it that comes from what readings lack: also a total that is known is shared out
-    /// late.
-    pub fn lacked(&self, n: usize) -> f64 {
-        self.lacked[n]
+        Parts {
+            uneven: self.closed[n].uneven + self.usual[n].uneven * periods,
+            lacked: self.closed[n].lacked + self.usual[n].lacked * periods + late * late,
+        }
     }
 
     fn added(&self, totals: [f64; N]) -> [f64; N] {
@@ -134,7 +173,7 @@ mod tests {
     /// A window of an eighth of a period, which stands for so many periods.
     fn eighth(stands_for: f64) -> Window {
         let period = DUTY_PERIOD.as_secs_f64();
-        Window { duty: 8, seconds: period / 8.0, stands_for_seconds: period * stands_for }
+        Window { duty: 8, seconds: period / 8.0, stands_for_seconds: period * stands_for, slowdown: 0.0 }
     }
 
     /// Runs periods of a load: `rate` events in each 1/64 of a period; a window of 1/8 at a random
@@ -204,13 +243,47 @@ mod tests {
         assert_eq!(duty.variance(0, 0.0), 0.0, "all of the time is no window");
         // As many again in a window that stands for a period.
         duty.window([2000.0], &eighth(1.0));
-        let closed = duty.closed(0);
+        let closed = duty.variance(0, 0.0);
         let open = |periods| duty.variance(0, periods * DUTY_PERIOD.as_secs_f64()) - closed;
         assert_eq!(open(0.0), 0.0);
-        let usual = LACKING * 1e6;
+        let usual = OPEN * LACKING * 1e6;
         assert!((0.49..0.51).contains(&(open(0.5) / open(1.0))), "{} of {}", open(0.5), open(1.0));
         assert!((usual..2.0 * usual + 1e5).contains(&open(1.0)), "{} of {usual}", open(1.0));
         assert!((open(5.0) - open(1.0) - 16e6).abs() < 1e-3, "{}", open(5.0));
+    }
+
+    #[test]
+    fn a_load_that_windows_slow_down_is_so_far_off() {
+        let mut duty = DutyCycle::default();
+        duty.attached([1000.0], DUTY_PERIOD.as_secs_f64());
+        let [mut even, mut slower] = [duty; 2];
+        for period in 1..=PERIODS as u32 {
+            let totals = [1000.0 + 1000.0 * f64::from(period)];
+            even.window(totals, &eighth(1.0));
+            slower.window(totals, &Window { slowdown: 0.1, ..eighth(1.0) });
+        }
+        let more = slower.variance(0, 0.0) - even.variance(0, 0.0);
+        let total = 1000.0 * PERIODS;
+        assert!((more.sqrt() / total / 0.1 - 1.0).abs() < 0.07, "{more}");
+    }
+
+    #[test]
+    fn what_grew_is_told_once_and_adds_up() {
+        let mut duty = DutyCycle::default();
+        duty.attached([1000.0], DUTY_PERIOD.as_secs_f64());
+        let (mut told, mut without_window) = (0.0, 0.0);
+        for period in 2..20 {
+            let open = duty.grown(DUTY_PERIOD.as_secs_f64() / 2.0)[0].sum();
+            duty.window([1000.0 * f64::from(period)], &eighth(1.0));
+            told += open + duty.grown(0.0)[0].sum();
+            without_window += open;
+            assert_eq!(duty.grown(0.0)[0].sum(), 0.0);
+        }
+        assert!((told / duty.variance(0, 0.0) - 1.0).abs() < 0.1, "{told}");
+        assert!(
+            without_window > 0.15 * told,
+            "a time in which no window ended has an error: {without_window}"
+        );
     }
 
     #[test]
@@ -219,7 +292,7 @@ mod tests {
         duty.attached([1000.0], 3600.0);
         duty.attached([1500.0], 0.5);
         duty.window([2750.0], &eighth(1.0));
-        let relative = duty.closed(0).sqrt() / 1250.0;
+        let relative = duty.variance(0, 0.0).sqrt() / 1250.0;
         assert!(relative < 0.35, "{relative}");
     }
 }

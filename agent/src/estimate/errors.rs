@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 use siskin_ebpf::Probe;
 
+use super::duty_cycle::Parts;
 use crate::{
     metrics::{self, Exposition, Metric},
     workload::{Id, Workloads},
@@ -34,34 +35,57 @@ pub fn estimated(probe: Probe) -> Vec<&'static Metric> {
 /// Variances that were added to workloads' values so far.
 #[derive(Debug, Default)]
 pub struct Errors {
-    by_metric: HashMap<usize, (&'static Metric, HashMap<Id, f64>)>,
+    by_metric: HashMap<usize, Of>,
 }
 
+/// Those of one metric.
+#[derive(Debug)]
+struct Of {
+    metric: &'static Metric,
+    variances: HashMap<Id, f64>,
+    /// What workloads did lately, and all of them together.
+    lately: HashMap<Id, f64>,
+    lately_total: f64,
+}
+
+/// How much of what workloads did before counts beside what they do now. Readings may be a second
+/// apart and windows five: what none ended in is shared out by what was seen before.
+const MEMORY: f64 = 0.5;
+
 impl Errors {
-    /// Adds to the variance of a workload's value of a metric, in its unit squared.
-    pub fn add(&mut self, metric: &'static Metric, workload: Id, variance: f64) {
+    fn of(&mut self, metric: &'static Metric) -> &mut Of {
         debug_assert!(
             Probe::ALL.iter().any(|probe| estimated(*probe).iter().any(|of| of.number == metric.number)),
             "{} has no variance by workload",
             metric.name
         );
+        self.by_metric.entry(metric.number).or_insert_with(|| Of {
+            metric,
+            variances: HashMap::new(),
+            lately: HashMap::new(),
+            lately_total: 0.0,
+        })
+    }
+
+    /// Adds to the variance of a workload's value of a metric, in its unit squared.
+    pub fn add(&mut self, metric: &'static Metric, workload: Id, variance: f64) {
         if variance > 0.0 {
-            let (_, by_workload) = self.by_metric.entry(metric.number).or_insert((metric, HashMap::new()));
-            *by_workload.entry(workload).or_default() += variance;
+            *self.of(metric).variances.entry(workload).or_default() += variance;
         }
     }
 
     /// Forgets workloads that are gone.
     pub fn forget(&mut self, gone: &HashSet<Id>) {
-        for (_, by_workload) in self.by_metric.values_mut() {
-            by_workload.retain(|id, _| !gone.contains(id));
+        for of in self.by_metric.values_mut() {
+            of.variances.retain(|id, _| !gone.contains(id));
+            of.lately.retain(|id, _| !gone.contains(id));
         }
     }
 
     /// Describes them as metrics: only what is not 0.
     pub fn describe(&self, workloads: &Workloads, out: &mut Exposition) {
-        for (metric, by_workload) in self.by_metric.values() {
-            for (id, variance) in by_workload {
+        for Of { metric, variances, .. } in self.by_metric.values() {
+            for (id, variance) in variances {
                 let w = workloads.labels(*id);
                 let labels = [metric.name, &w.namespace, &w.pod, &w.container];
                 out.counter(&metrics::WORKLOAD_VARIANCE, &labels, *variance);
@@ -101,11 +125,6 @@ impl Added {
         self.total += value;
     }
 
-    /// The sum of all values.
-    pub fn total(&self) -> f64 {
-        self.total
-    }
-
     /// The values of workloads for which `is_known` says so have no error.
     pub fn known(&mut self, is_known: impl Fn(Id) -> bool) {
         self.by_workload.retain(|id, _| !is_known(*id));
@@ -113,24 +132,15 @@ impl Added {
 
     /// Adds up the errors: of sampling, less what scaling to the known number of events takes away
     /// (the residual of the ratio estimator), and what the metric's total got from windows, shared
-    /// out as the values are.
-    pub fn finish(self, errors: &mut Errors, metric: &'static Metric, ratio: Ratio, windows: f64) {
-        self.add_to(errors, metric, ratio, |share| windows * share);
+    /// out by what workloads did lately.
+    pub fn finish(self, errors: &mut Errors, metric: &'static Metric, ratio: Ratio, windows: Parts) {
+        self.add_to(errors, metric, ratio, |share| windows.sum() * share);
     }
 
-    /// The same where the total is known in spite of windows: they add to the error of how it is
-    /// shared out, and it is shared out late, when there was a window. `windows` is the variance of
-    /// both, and `lacked` that of the latter.
-    pub fn finish_known(
-        self,
-        errors: &mut Errors,
-        metric: &'static Metric,
-        ratio: Ratio,
-        [windows, lacked]: [f64; 2],
-    ) {
-        self.add_to(errors, metric, ratio, |share| {
-            (windows - lacked) * share * (1.0 - share) + lacked * share
-        });
+    /// The same where the total is known in spite of windows: only how it is shared out has an
+    /// error of them.
+    pub fn finish_known(self, errors: &mut Errors, metric: &'static Metric, windows: Parts) {
+        self.add_to(errors, metric, Ratio::default(), |share| windows.uneven * share * (1.0 - share));
     }
 
     fn add_to(
@@ -140,11 +150,24 @@ impl Added {
         ratio: Ratio,
         windows: impl Fn(f64) -> f64,
     ) {
+        let Of { variances, lately, lately_total, .. } = errors.of(metric);
+        if self.total > 0.0 {
+            lately.values_mut().for_each(|value| *value *= MEMORY);
+            lately.retain(|_, value| *value > f64::EPSILON);
+            *lately_total = *lately_total * MEMORY + self.total;
+        }
+        let mut add = |id, variance: f64| {
+            if variance > 0.0 {
+                *variances.entry(id).or_default() += variance;
+            }
+        };
         for (id, Sum { value, variance }) in self.by_workload {
             let mean = if ratio.estimated > 0.0 { value / ratio.estimated } else { 0.0 };
-            let sampling = (variance - mean * mean * ratio.variance).max(0.0);
-            let share = if self.total > 0.0 { value / self.total } else { 0.0 };
-            errors.add(metric, id, sampling + windows(share));
+            add(id, variance - mean * mean * ratio.variance);
+            *lately.entry(id).or_default() += value;
+        }
+        for (id, value) in lately {
+            add(*id, windows(*value / lately_total.max(1.0)));
         }
     }
 }
@@ -154,7 +177,7 @@ mod tests {
     use super::*;
 
     fn variance(errors: &Errors, id: Id) -> f64 {
-        errors.by_metric.values().map(|(_, by)| by.get(&id).copied().unwrap_or_default()).sum()
+        errors.by_metric.values().map(|of| of.variances.get(&id).copied().unwrap_or_default()).sum()
     }
 
     #[test]
@@ -162,7 +185,12 @@ mod tests {
         let (mut errors, mut added) = (Errors::default(), Added::default());
         // 25 of 100 events sampled, each with weight 4.
         added.add(Id::UNKNOWN, 100.0, 25.0 * 12.0);
-        added.finish(&mut errors, &metrics::PROCESS_EXECS, Ratio { estimated: 100.0, variance: 300.0 }, 0.0);
+        added.finish(
+            &mut errors,
+            &metrics::PROCESS_EXECS,
+            Ratio { estimated: 100.0, variance: 300.0 },
+            Parts::default(),
+        );
         assert_eq!(variance(&errors, Id::UNKNOWN), 0.0);
     }
 
@@ -170,8 +198,12 @@ mod tests {
     fn without_a_known_number_all_of_the_sampling_error_counts_and_windows_by_share() {
         let (mut errors, mut added) = (Errors::default(), Added::default());
         added.add(Id::UNKNOWN, 100.0, 300.0);
-        added.finish(&mut errors, &metrics::PROCESS_EXECS, Ratio::default(), 50.0);
+        let windows = Parts { uneven: 30.0, lacked: 20.0 };
+        added.finish(&mut errors, &metrics::PROCESS_EXECS, Ratio::default(), windows);
         assert_eq!(variance(&errors, Id::UNKNOWN), 350.0);
+        // No window ended since: what it lacks is shared out by what was seen before.
+        Added::default().finish(&mut errors, &metrics::PROCESS_EXECS, Ratio::default(), windows);
+        assert_eq!(variance(&errors, Id::UNKNOWN), 400.0);
         errors.forget(&HashSet::from([Id::UNKNOWN]));
         assert_eq!(variance(&errors, Id::UNKNOWN), 0.0);
     }

@@ -3,11 +3,13 @@
 //! * [`calibration`]: estimates are scaled to a total that is known exactly.
 //! * [`residual`]: what sampling leaves of an error when the number of events is known.
 //! * [`duty_cycle`]: what being attached for a share of the time adds to an error.
+//! * [`pool`]: a known total is split as what lately was sampled.
 //! * [`errors`]: variances by metric and workload.
 
 pub mod calibration;
 pub mod duty_cycle;
 pub mod errors;
+pub mod pool;
 pub mod residual;
 
 pub use calibration::{Calibration, SamplerCalibration, Scale};

@@ -53,6 +53,15 @@ impl Bank {
         sys::lookup(self.map.as_fd(), &0u32.to_ne_bytes(), &mut self.words)?;
         Ok(sum(&self.words))
     }
+
+    /// What the last reading found on each CPU.
+    pub fn by_cpu<V: Words>(&self) -> impl Iterator<Item = V> {
+        self.words.chunks_exact(size_of::<V>() / 8).map(|words| {
+            let mut value = V::zero();
+            value.words_mut().copy_from_slice(words);
+            value
+        })
+    }
 }
 
 /// Adds up the values of all CPUs, which lie one after the other.

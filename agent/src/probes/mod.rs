@@ -61,6 +61,8 @@ pub struct Context<'a> {
     pub flows: &'a mut FlowTable,
     /// How far off it may be.
     pub errors: &'a mut Errors,
+    /// Seconds until now that no window of the probe stood for yet.
+    pub lacking_seconds: f64,
 }
 
 /// A tick of the budget that ends.

@@ -180,8 +180,6 @@ pub struct Process {
     carries: [f64; 2],
     /// Execs, forks, exits, and their lifetimes in nanoseconds.
     duty: DutyCycle<4>,
-    /// What windows added to the variances until the last reading.
-    duty_read: [f64; 3],
     lifetimes: Residual<1>,
 }
 
@@ -200,7 +198,6 @@ impl Process {
             calibrations: Default::default(),
             carries: [0.0; 2],
             duty: DutyCycle::default(),
-            duty_read: [0.0; 3],
             lifetimes: Residual::default(),
         })
     }
@@ -222,8 +219,8 @@ impl Reader for Process {
     }
 
     fn read(&mut self, context: &mut Context<'_>) -> io::Result<()> {
-        let Context { control, stats, workloads, errors, .. } = context;
-        let Self { bank, rows, comms, totals, calibrations, carries, duty, duty_read, lifetimes } = self;
+        let Context { control, stats, workloads, errors, lacking_seconds, .. } = context;
+        let Self { bank, rows, comms, totals, calibrations, carries, duty, lifetimes } = self;
         let [(mut execs, of_execs), (mut forks, of_forks), (mut exits, of_exits)] =
             std::array::from_fn(|n| calibrations[n].read(sampler(stats, COUNTED[n].0)));
         let mut added: [Added; 3] = Default::default();
@@ -246,9 +243,9 @@ impl Reader for Process {
         for (calibration, scale) in calibrations.iter_mut().zip([execs, forks, exits]) {
             calibration.settle(scale);
         }
+        let windows = duty.grown(*lacking_seconds);
         for (n, (added, ratio)) in added.into_iter().zip([of_execs, of_forks, of_exits]).enumerate() {
-            let windows = duty.closed(n) - std::mem::replace(&mut duty_read[n], duty.closed(n));
-            added.finish(errors, COUNTED[n].1, ratio, windows);
+            added.finish(errors, COUNTED[n].1, ratio, windows[n]);
         }
         result?;
         execs.again(&mut carries[0], |scale| {

@@ -207,8 +207,6 @@ pub struct Tcp {
     /// Of bytes sent and received, and of retransmits: they are scaled as ends are.
     ends: Residual<3>,
     duty: DutyCycle<6>,
-    /// What windows added to the variances until the last reading.
-    duty_read: [f64; 6],
 }
 
 /// Seconds without a connection left out after which those that were left out before are adopted,
@@ -258,7 +256,6 @@ impl Tcp {
             failed: Residual::default(),
             ends: Residual::default(),
             duty: DutyCycle::default(),
-            duty_read: [0.0; 6],
         };
         tcp.adopt();
         Ok(tcp)
@@ -334,7 +331,7 @@ impl Reader for Tcp {
     }
 
     fn read(&mut self, context: &mut Context<'_>) -> io::Result<()> {
-        let Context { control, stats, workloads, flows, errors } = context;
+        let Context { control, stats, workloads, flows, errors, lacking_seconds } = context;
         if let Some(sweep) = &self.sweep {
             sweep.run()?;
         }
@@ -398,15 +395,14 @@ impl Reader for Tcp {
             ENOUGH_SAMPLES.. => Ratio { estimated: since[n].1 * factors[n], variance: variance as f64 },
             _ => Ratio::default(),
         };
+        let windows = self.duty.grown(*lacking_seconds);
         for (n, added) in added.into_iter().enumerate() {
-            let windows =
-                self.duty.closed(n) - std::mem::replace(&mut self.duty_read[n], self.duty.closed(n));
             let ratio = match n {
                 0 => ratio(0, variances.opened),
                 1 => Ratio::default(),
                 _ => ratio(1, variances.connections),
             };
-            added.finish(errors, METRICS[n], ratio, windows);
+            added.finish(errors, METRICS[n], ratio, windows[n]);
         }
         let swept = totals.bank.swept;
         totals.set_bank(bank, flows);

@@ -112,8 +112,6 @@ pub struct Udp {
     calibrations: [SamplerCalibration; 2],
     /// Bytes sent and received, and datagrams both ways: the directions share their windows.
     duty: DutyCycle<3>,
-    /// What windows added to the variances until the last reading.
-    duty_read: [f64; 3],
     /// Of bytes, sent and received.
     bytes: [Residual<1>; 2],
 }
@@ -131,7 +129,6 @@ impl Udp {
             last: UdpBank::zero(),
             calibrations: Default::default(),
             duty: DutyCycle::default(),
-            duty_read: [0.0; 3],
             bytes: Default::default(),
         })
     }
@@ -154,8 +151,8 @@ impl Reader for Udp {
     }
 
     fn read(&mut self, context: &mut Context<'_>) -> io::Result<()> {
-        let Context { control, stats, workloads, flows, errors } = context;
-        let Self { bank, rows, last, calibrations, duty, duty_read, bytes } = self;
+        let Context { control, stats, workloads, flows, errors, lacking_seconds } = context;
+        let Self { bank, rows, last, calibrations, duty, bytes } = self;
         let [(mut sends, of_sends), (mut receives, of_receives)] =
             std::array::from_fn(|n| calibrations[n].read(sampler(stats, DIRECTIONS[n])));
         let mut added: [Added; 3] = Default::default();
@@ -182,9 +179,9 @@ impl Reader for Udp {
             variance: of_sends.variance + of_receives.variance,
         };
         let metrics = [&metrics::FLOW_SENT, &metrics::FLOW_RECEIVED, &metrics::FLOW_DATAGRAMS];
+        let windows = duty.grown(*lacking_seconds);
         for (n, (added, ratio)) in added.into_iter().zip([of_sends, of_receives, both]).enumerate() {
-            let windows = duty.closed(n) - std::mem::replace(&mut duty_read[n], duty.closed(n));
-            added.finish(errors, metrics[n], ratio, windows);
+            added.finish(errors, metrics[n], ratio, windows[n]);
         }
         result?;
         let bank: UdpBank = bank.read()?;

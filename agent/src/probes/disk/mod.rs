@@ -101,9 +101,6 @@ pub struct Disk {
     /// Total and device time that windows had more than requests of mean latency would have.
     excess_ns: [f64; 2],
     window_total: DiskTotal,
-    /// What windows added to the variances of requests and bytes until the last reading, and what
-    /// of that comes from what readings lack.
-    duty_read: [[f64; 2]; 2],
 }
 
 impl Disk {
@@ -130,7 +127,6 @@ impl Disk {
             duty: DutyCycle::default(),
             excess_ns: [0.0; 2],
             window_total: DiskBank::zero().total,
-            duty_read: [[0.0; 2]; 2],
         })
     }
 
@@ -154,15 +150,15 @@ impl Reader for Disk {
     }
 
     fn read(&mut self, context: &mut Context<'_>) -> io::Result<()> {
-        let Context { control, stats, workloads, errors, .. } = context;
+        let Context { control, stats, workloads, errors, lacking_seconds, .. } = context;
         let sampler = stats.programs[Program::DiskComplete as usize].sampler;
-        let Self { sys_dev_block, statistics, bank, devices, device_deltas, workloads: rows, totals, .. } =
-            self;
+        let Self { sys_dev_block, statistics, devices, device_deltas, workloads: rows, totals, .. } = self;
+        let bank: DiskBank = self.bank.read()?;
         let kernel = statistics.read().inspect_err(|error| {
             tracing::warn!("cannot read the kernel's disk statistics, estimates stand in: {error}");
         });
         let kernel = kernel.ok();
-        let mut interval = Interval::new(&sampler, totals);
+        let mut interval = Interval::new(&sampler, bank, *lacking_seconds == 0.0, totals);
         devices.each(|key: DiskKey, now: DiskRow| {
             if let (Some(op), Some(row)) = (op_of(key.op), device_deltas.take(key, now)) {
                 let name = kernel.as_ref().and_then(|kernel| kernel.name(key.major, key.minor));
@@ -177,14 +173,8 @@ impl Reader for Disk {
                 interval.add_workload(workload, op, &row);
             }
         });
-        let (duty, duty_read) = (&self.duty, &mut self.duty_read);
-        let windows = std::array::from_fn(|n| {
-            let now = [duty.closed(n), duty.lacked(n)];
-            let last = std::mem::replace(&mut duty_read[n], now);
-            [now[0] - last[0], now[1] - last[1]]
-        });
-        interval.finish(kernel.as_ref(), workloads, errors, windows);
-        totals.bank = bank.read()?;
+        let [requests, bytes, ..] = self.duty.grown(*lacking_seconds);
+        interval.finish(kernel.as_ref(), workloads, errors, [requests, bytes]);
         let total = totals.bank.total;
         let sampled = Sampled {
             count_variance: sampler.count_variance,
@@ -229,12 +219,11 @@ impl Reader for Disk {
             (sampling + self.duty.variance(n + 1, lacking_seconds)) / (NANOS * NANOS)
         };
         let [requests, bytes] = self.totals.uncounted_variance;
-        let owed = self.totals.workloads_owed();
         vec![
             (&metrics::DISK_REQUESTS, requests),
             (&metrics::DISK_BYTES, bytes),
-            (&metrics::WORKLOAD_DISK_IOS, requests + owed[0]),
-            (&metrics::WORKLOAD_DISK_BYTES, bytes + owed[1]),
+            (&metrics::WORKLOAD_DISK_IOS, requests),
+            (&metrics::WORKLOAD_DISK_BYTES, bytes),
             (&metrics::DISK_IO, seconds(1)),
             (&metrics::DISK_DEVICE, seconds(2)),
         ]

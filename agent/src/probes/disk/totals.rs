@@ -12,7 +12,11 @@ use super::{
     statistics::{Added as Counted, Reading},
 };
 use crate::{
-    estimate::{Added, Calibration, ENOUGH_SAMPLES, Errors, Ratio, Scale},
+    estimate::{
+        Added, Errors,
+        duty_cycle::Parts,
+        pool::{HistogramPool, Pool, Row},
+    },
     metrics::{self, Exposition},
     probes::describe_losses,
     workload::{Id, Totals, Workloads},
@@ -20,6 +24,10 @@ use crate::{
 
 /// The name of the row for devices without one of their own.
 const OTHER: &str = "other";
+
+/// Those of [`Latency`].
+const LATENCY_EXP: u32 = 12;
+const LATENCY_BUCKETS: usize = 50;
 
 /// Numbers of [`DiskOp`]s.
 const OPS: usize = DiskOp::ALL.len();
@@ -55,6 +63,15 @@ impl Device {
     }
 }
 
+/// What lately was sampled of a device and operation: how its requests split by latency.
+#[derive(Debug, Default)]
+struct Sampled {
+    total: HistogramPool<LATENCY_EXP, LATENCY_BUCKETS>,
+    device: HistogramPool<LATENCY_EXP, LATENCY_BUCKETS>,
+    /// Requests and bytes that the kernel counted while nothing was sampled.
+    owed: [u64; 2],
+}
+
 /// Everything counted so far.
 #[derive(Debug)]
 pub struct DiskTotals {
@@ -73,11 +90,10 @@ pub struct DiskTotals {
     /// Whether the kernel's statistics could be read.
     has_statistics: bool,
     sampler: Sampler,
-    /// By device and operation: of its latencies to the kernel's number of requests. With what
-    /// rounding cut off of device latencies.
-    calibrations: HashMap<(String, DiskOp), (Calibration, f64)>,
-    /// By operation: of workloads' requests and bytes to those of all devices.
-    workload_calibrations: [[Calibration; 2]; OPS],
+    /// By device and operation.
+    sampled: HashMap<(String, DiskOp), Sampled>,
+    /// By operation: requests and bytes of workloads.
+    sampled_workloads: [Pool<Id, 2>; OPS],
     io_stats: IoStats,
 }
 
@@ -93,15 +109,10 @@ impl DiskTotals {
             uncounted_variance: [0.0; 2],
             has_statistics: false,
             sampler: Sampler::default(),
-            calibrations: HashMap::new(),
-            workload_calibrations: Default::default(),
+            sampled: HashMap::new(),
+            sampled_workloads: Default::default(),
             io_stats: IoStats::default(),
         }
-    }
-
-    /// Whether a device and operation has counters of its own, or can have.
-    fn has_room(&self, device: &str, op: DiskOp) -> bool {
-        self.calibrations.len() < self.max_devices || self.calibrations.contains_key(&(device.to_owned(), op))
     }
 
     /// Adds to a device.
@@ -118,14 +129,10 @@ impl DiskTotals {
         for totals in &mut self.workloads {
             totals.forget(gone);
         }
+        for pool in &mut self.sampled_workloads {
+            pool.forget(|id| gone.contains(id));
+        }
         self.io_stats.forget(gone);
-    }
-
-    /// The variances of requests and bytes over all workloads: what they differ by from those of
-    /// all devices is known.
-    pub fn workloads_owed(&self) -> [f64; 2] {
-        let of = |n: usize| self.workload_calibrations.iter().map(|both| both[n].owed().powi(2)).sum();
-        [of(0), of(1)]
     }
 
     /// Describes the totals as metrics.
@@ -150,9 +157,7 @@ impl DiskTotals {
             out.counter(&metrics::DISK_ERRORS, &labels, row.errors as f64);
         }
         for op in DiskOp::ALL {
-            let mut rows = self.workloads[op as usize].clone();
-            rows.add(Id::UNKNOWN, &self.bank.workload_other[op as usize]);
-            for (id, row) in rows.iter() {
+            for (id, row) in self.workloads[op as usize].iter() {
                 if id == Id::UNKNOWN && row.ios == 0 && row.bytes == 0 {
                     continue;
                 }
@@ -172,27 +177,24 @@ pub struct Interval<'a> {
     totals: &'a mut DiskTotals,
     /// What the sampler did since the last reading.
     events: Sampler,
+    is_exact: bool,
     /// By device and operation, as the program estimates it.
     devices: BTreeMap<(String, DiskOp), DiskRow>,
-    /// By operation over all devices: what the kernel counted and only the programs count, and what
-    /// the program estimates.
+    /// By operation over all devices: requests and bytes, of the kernel where it counts them.
     exact: [[f64; 2]; OPS],
-    estimated: [[f64; 2]; OPS],
-    workloads: Vec<(Id, DiskOp, DiskWorkloadRow)>,
+    workloads: [Vec<(Id, DiskWorkloadRow)>; OPS],
 }
 
 impl<'a> Interval<'a> {
-    /// A reading begins, with the sampler as it is now.
-    pub fn new(sampler: &Sampler, totals: &'a mut DiskTotals) -> Self {
+    /// A reading begins, with the sampler and the bank as they are now. It may be exact when the
+    /// probe `is_attached`.
+    pub fn new(sampler: &Sampler, bank: DiskBank, is_attached: bool, totals: &'a mut DiskTotals) -> Self {
         let events = sampler.since(&std::mem::replace(&mut totals.sampler, *sampler));
-        Self {
-            totals,
-            events,
-            devices: BTreeMap::new(),
-            exact: [[0.0; 2]; OPS],
-            estimated: [[0.0; 2]; OPS],
-            workloads: Vec::new(),
-        }
+        let added = bank.since(&std::mem::replace(&mut totals.bank, bank));
+        let exact = added.other.map(|row| [row.ios as f64, row.bytes as f64]);
+        let workloads = added.workload_other.map(|row| vec![(Id::UNKNOWN, row)]);
+        let is_exact = is_attached && events.is_exact();
+        Self { totals, events, is_exact, devices: BTreeMap::new(), exact, workloads }
     }
 
     /// Adds what the program estimates of a device.
@@ -203,122 +205,120 @@ impl<'a> Interval<'a> {
     /// All devices were added; the kernel's statistics, when they could be read.
     pub fn end_devices(&mut self, kernel: Option<&Reading<'_>>) {
         self.totals.has_statistics = kernel.is_some();
-        let devices = std::mem::take(&mut self.devices);
-        for ((device, op), row) in &devices {
-            let counted = kernel.filter(|kernel| kernel.covers(device, *op));
-            let counted =
-                counted.map(|kernel| kernel.added.get(&(device.clone(), *op)).copied().unwrap_or_default());
-            self.end_device(device, *op, row, counted);
+        let mut devices = std::mem::take(&mut self.devices);
+        for key in kernel.iter().flat_map(|kernel| kernel.added.keys()) {
+            devices.entry(key.clone()).or_insert_with(DiskRow::zero);
         }
-        let Some(kernel) = kernel else { return };
-        for ((device, op), Counted { ios, bytes }) in &kernel.added {
-            let key = (device.clone(), *op);
-            if devices.contains_key(&key) || (*ios, *bytes) == (0, 0) {
-                continue;
-            }
-            let added = Device { requests: *ios, bytes: *bytes, ..Device::default() };
-            self.totals.add_device(device, *op, &added);
-            // One that the program sees, of which it sampled nothing now: that is settled with
-            // later samples.
-            if let Some((calibration, _)) = self.totals.calibrations.get_mut(&key)
-                && !self.events.is_exact()
-            {
-                let scale = calibration.read(*ios as f64, 0.0, 0);
-                calibration.settle(scale);
-                self.exact[*op as usize][0] += *ios as f64;
-                self.exact[*op as usize][1] += *bytes as f64;
-            }
+        for (key, row) in devices {
+            let counted = kernel.filter(|kernel| kernel.covers(&key.0, key.1));
+            let counted = counted.map(|kernel| kernel.added.get(&key).copied().unwrap_or_default());
+            self.end_device(key, &row, counted);
         }
     }
 
-    fn end_device(&mut self, device: &str, op: DiskOp, row: &DiskRow, counted: Option<Counted>) {
+    fn end_device(&mut self, key: (String, DiskOp), row: &DiskRow, counted: Option<Counted>) {
         let DiskUncounted { ios, bytes, ios_variance, bytes_variance } = row.uncounted;
-        let [requests, moved] = match counted {
+        let moved = match counted {
             Some(counted) => [counted.ios + ios, counted.bytes + bytes],
             None => [row.ios, row.bytes],
         };
-        let scale = match counted {
-            Some(counted) if !self.events.is_exact() && self.totals.has_room(device, op) => {
-                let estimated = row.ios.saturating_sub(ios) as f64;
-                let samples = self.events.sampled as f64 * estimated / self.events.estimated.max(1) as f64;
-                let calibration = self.totals.calibrations.entry((device.to_owned(), op)).or_default();
-                calibration.0.read(counted.ios as f64, estimated, samples as u64)
-            }
-            _ => Scale::ONE,
-        };
-        let (mut total, mut device_latency) = (row.total, row.device);
-        if let Some((calibration, carry)) = self.totals.calibrations.get_mut(&(device.to_owned(), op)) {
-            let mut scale = scale;
-            total = scale.histogram(&row.total);
-            scale.again(carry, |scale| device_latency = scale.histogram(&row.device));
-            calibration.settle(scale);
-        }
-        let added = Device { requests, bytes: moved, errors: row.errors, total, device: device_latency };
-        self.totals.add_device(device, op, &added);
+        let [total, device] = self.latencies(&key, row, moved);
+        let [requests, bytes] = moved;
+        let added = Device { requests, bytes, errors: row.errors, total, device };
+        self.totals.add_device(&key.0, key.1, &added);
         self.totals.uncounted_variance[0] += ios_variance as f64;
         self.totals.uncounted_variance[1] += bytes_variance as f64 * BYTES_UNIT * BYTES_UNIT;
-        for (n, (exact, estimated)) in [(requests, row.ios), (moved, row.bytes)].into_iter().enumerate() {
-            self.exact[op as usize][n] += exact as f64;
-            self.estimated[op as usize][n] += estimated as f64;
+    }
+
+    /// The latencies of requests, of which so many bytes were moved: as they are when all were
+    /// sampled, else as those split that were sampled lately. They are shared out among workloads
+    /// as soon as any was sampled: a device without requests, such as zram, is seen by no program.
+    fn latencies(&mut self, key: &(String, DiskOp), row: &DiskRow, moved: [u64; 2]) -> [Latency; 2] {
+        let exact = &mut self.exact[key.1 as usize];
+        let mut share_out = |moved: [u64; 2]| {
+            exact.iter_mut().zip(moved).for_each(|(exact, moved)| *exact += moved as f64);
+        };
+        let has_room = self.totals.sampled.len() < self.totals.max_devices;
+        if !has_room && !self.totals.sampled.contains_key(key) {
+            share_out(moved);
+            return [row.total, row.device];
         }
+        let sampled = self.totals.sampled.entry(key.clone()).or_default();
+        if row.ios > 0 {
+            let samples = samples(&self.events, row.ios);
+            sampled.total.add(&row.total, row.ios, samples);
+            sampled.device.add(&row.device, row.ios, samples);
+        }
+        if self.is_exact {
+            sampled.owed = [0; 2];
+            return [row.total, row.device];
+        }
+        for (owed, moved) in sampled.owed.iter_mut().zip(moved) {
+            *owed += moved;
+        }
+        if sampled.total.is_empty() {
+            return [Latency::zero(); 2];
+        }
+        let due = std::mem::take(&mut sampled.owed);
+        share_out(due);
+        [sampled.total.split(due[0] as f64), sampled.device.split(due[0] as f64)]
     }
 
     /// Adds what the program estimates of a workload.
     pub fn add_workload(&mut self, id: Id, op: DiskOp, row: &DiskWorkloadRow) {
-        self.workloads.push((id, op, *row));
+        self.workloads[op as usize].push((id, *row));
     }
 
-    /// All workloads were added: their requests and bytes are scaled to those of all devices, and
+    /// All workloads were added: requests and bytes of all devices are shared out among them, and
     /// bytes replaced by what their cgroups' io.stat says. `windows` is what windows added to the
     /// variances of requests and bytes.
     pub fn finish(
-        mut self,
+        self,
         kernel: Option<&Reading<'_>>,
         workloads: &mut Workloads,
         errors: &mut Errors,
-        windows: [[f64; 2]; 2],
+        windows: [Parts; 2],
     ) {
-        let is_exact = self.events.is_exact();
-        let mut scales = [[Scale::ONE; 2]; OPS];
-        for (op, scales) in scales.iter_mut().enumerate().filter(|_| !is_exact) {
-            let share = self.estimated[op][0] / self.events.estimated.max(1) as f64;
-            let samples = (self.events.sampled as f64 * share) as u64;
-            for (n, scale) in scales.iter_mut().enumerate() {
-                let calibration = &mut self.totals.workload_calibrations[op][n];
-                *scale = calibration.read(self.exact[op][n], self.estimated[op][n], samples);
-            }
-        }
+        let Self { totals, events, is_exact, exact, workloads: rows, .. } = self;
         let mut added: [Added; 2] = Default::default();
         let mut bytes_added: Vec<(Id, DiskOp, u64)> = Vec::new();
-        for (id, op, row) in std::mem::take(&mut self.workloads) {
-            let [ios_scale, bytes_scale] = &mut scales[op as usize];
-            let (ios, bytes) = (ios_scale.count(row.ios), bytes_scale.count(row.bytes));
-            self.totals.workloads[op as usize].add(id, &DiskWorkloadRow { ios, bytes: 0, ..row });
-            added[0].add(id, ios as f64, row.ios_variance as f64);
-            added[1].add(id, bytes as f64, row.bytes_variance as f64 * BYTES_UNIT * BYTES_UNIT);
-            bytes_added.push((id, op, bytes));
-        }
-        if !is_exact {
-            for (op, scales) in scales.into_iter().enumerate() {
-                for (n, scale) in scales.into_iter().enumerate() {
-                    self.totals.workload_calibrations[op][n].settle(scale);
-                }
+        for (op, (rows, exact)) in DiskOp::ALL.into_iter().zip(rows.into_iter().zip(exact)) {
+            let pool = &mut totals.sampled_workloads[op as usize];
+            let ios: u64 = rows.iter().map(|(_, row)| row.ios).sum();
+            pool.add(rows.iter().map(|(id, row)| (*id, pooled(row))), samples(&events, ios));
+            let parts = if is_exact {
+                pool.settle();
+                rows.iter().map(|(id, row)| (*id, [row.ios, row.bytes], [0.0; 2])).collect()
+            } else {
+                pool.split(exact)
+            };
+            for (id, [ios, bytes], variances) in parts {
+                totals.workloads[op as usize].add(id, &DiskWorkloadRow { ios, ..DiskWorkloadRow::zero() });
+                added[0].add(id, ios as f64, variances[0]);
+                added[1].add(id, bytes as f64, variances[1]);
+                bytes_added.push((id, op, bytes));
             }
         }
-        let ratio = match self.events.sampled {
-            ENOUGH_SAMPLES.. => {
-                Ratio { estimated: added[0].total(), variance: self.events.sampled_variance as f64 }
-            }
-            _ => Ratio::default(),
-        };
-        let totals = self.totals;
         let counts = |major, minor| kernel.is_none_or(|kernel| kernel.counts(major, minor));
         for (id, op, bytes) in totals.io_stats.read(workloads, bytes_added, counts) {
             totals.workloads[op as usize].add(id, &DiskWorkloadRow { bytes, ..DiskWorkloadRow::zero() });
         }
         let [ios, mut bytes] = added;
         bytes.known(|id| totals.io_stats.is_exact(id));
-        ios.finish_known(errors, &metrics::WORKLOAD_DISK_IOS, ratio, windows[0]);
-        bytes.finish_known(errors, &metrics::WORKLOAD_DISK_BYTES, ratio, windows[1]);
+        ios.finish_known(errors, &metrics::WORKLOAD_DISK_IOS, windows[0]);
+        bytes.finish_known(errors, &metrics::WORKLOAD_DISK_BYTES, windows[1]);
+    }
+}
+
+/// About how many of the sampled events are behind requests that were estimated.
+fn samples(events: &Sampler, ios: u64) -> u64 {
+    (events.sampled as f64 * ios as f64 / events.estimated.max(1) as f64) as u64
+}
+
+fn pooled(row: &DiskWorkloadRow) -> Row<2> {
+    let DiskWorkloadRow { ios, bytes, ios_variance, bytes_variance } = *row;
+    Row {
+        values: [ios as f64, bytes as f64],
+        variances: [ios_variance as f64, bytes_variance as f64 * BYTES_UNIT * BYTES_UNIT],
     }
 }
