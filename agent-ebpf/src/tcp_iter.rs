@@ -8,7 +8,7 @@ use core::{
 
 use aya_ebpf::{
     bindings::BPF_ANY,
-    helpers::generated::{bpf_skc_to_tcp_sock, bpf_sock_from_file},
+    helpers::generated::{bpf_seq_write, bpf_skc_to_tcp_sock, bpf_sock_from_file},
 };
 use siskin_ebpf::{FlowKey, Listener, Loss, PROTOCOL_TCP, Probe, Role, Socket, SocketCounters, Weight};
 
@@ -22,10 +22,19 @@ use crate::{
     tcp_socket::{self as socket, ByAddress, Followed, InSocket, Lock, Memory, Reading},
 };
 
+/// Of every iterator (`bpf_iter_meta`, include/linux/bpf.h, 6.18).
+#[repr(C)]
+pub struct Meta {
+    seq: *mut c_void,
+    session: u64,
+    /// How many objects came before.
+    number: u64,
+}
+
 /// What `iter/bpf_sk_storage_map` hands over (`bpf_iter__bpf_sk_storage_map`, net/core/bpf_sk_storage.c, 6.18).
 #[repr(C)]
 pub struct StorageElement {
-    meta: *const c_void,
+    meta: *const Meta,
     map: *const c_void,
     sk: *const c_void,
     value: *mut Socket,
@@ -48,7 +57,11 @@ pub struct TcpSocket {
     uid: u64,
 }
 
-/// Visits every followed socket of every network namespace and counts what it moved since the last visit.
+/// Sockets between two places where user space may stop a sweep and go on later.
+const SLICE: u64 = 512;
+
+/// Visits every followed socket of every network namespace and counts what it moved since the last visit. Where a slice ends it
+/// writes a byte, at which the kernel returns to who reads.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/bpf_sk_storage_map")]
 pub extern "C" fn tcp_sweep(ctx: *const StorageElement) -> c_int {
@@ -59,6 +72,11 @@ pub extern "C" fn tcp_sweep(ctx: *const StorageElement) -> c_int {
             return 0;
         }
         sweep::<InSocket>(sk, socket, Lock::Open);
+        let meta = (*ctx).meta;
+        if (*meta).number % SLICE == SLICE - 1 {
+            let end = [0u8];
+            bpf_seq_write((*meta).seq.cast(), end.as_ptr().cast(), 1);
+        }
     }
     0
 }

@@ -24,7 +24,7 @@ use crate::{
     },
     cardinality,
     cli::{Paths, Run, Sizes},
-    collect::{Collector, State, Wanted},
+    collect::{Asked, Collector, State},
     flows::FlowTable,
     http::{self, Site},
     kernel::{
@@ -209,8 +209,8 @@ fn start(flags: &Run) -> anyhow::Result<(State, Vec<Attachment>, Option<OwnedFd>
         }
     }
     let plans = probes::plans(&limits).into_iter().map(|(_, plan)| plan).collect();
-    let wanted = Wanted { plans, memory_limit_bytes: flags.sizes.memory, enabled, bound };
-    Ok((State::new(kernel, readers, workloads, flows, budget, wanted), attachments, statistics))
+    let asked = Asked { plans, memory_limit_bytes: flags.sizes.memory, enabled, bound };
+    Ok((State::new(kernel, readers, workloads, flows, budget, asked), attachments, statistics))
 }
 
 /// What the dispatch of each program's hook costs, in nanoseconds.

@@ -170,6 +170,7 @@ fn fixed(limits: &Limits, runs: &impl Fn(Probe) -> bool) -> Vec<(&'static Metric
         (&metrics::WORKLOAD_CGROUPS, 1),
         (&metrics::COLLECT_SECONDS, probes),
         (&metrics::COLLECT_SUCCESS, probes),
+        (&metrics::COLLECT_TIMESTAMP, probes),
         (&metrics::HEARTBEAT, 1),
     ];
     if runs(Probe::Process) {

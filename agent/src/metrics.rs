@@ -233,8 +233,10 @@ metrics! {
     WORKLOAD_CGROUPS = Gauge Agent "siskin_workload_cgroups" [] "Cgroups that are known by name, also dead ones until their last value was read.";
     COLLECT_SECONDS = Gauge Agent "siskin_collect_seconds" ["probe"] "Time the last reading of the probe took.";
     COLLECT_SUCCESS = Gauge Agent "siskin_collect_success" ["probe"] "1 when the last reading of the probe succeeded.";
+    COLLECT_TIMESTAMP = Gauge Agent "siskin_collect_timestamp_seconds" ["probe"]
+        "Unix time until which all that the probe saw is in its numbers: how old they are when the CPU budget could not pay for reading them again.";
     HEARTBEAT = Gauge Agent "siskin_heartbeat_timestamp_seconds" []
-        "Unix time at which every running probe was last read.";
+        "Unix time until which all that the running probes saw is in their numbers.";
 }
 
 /// Bounds of latency histograms as powers of two in nanoseconds: 16 µs to 8.6 s.

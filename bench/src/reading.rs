@@ -3,7 +3,10 @@
 use std::{io, time::Instant};
 
 use anyhow::{Context as _, Result};
-use siskin_tests::{agent::Agent, metrics::Metrics};
+use siskin_tests::{
+    agent::{Agent, unix_seconds},
+    metrics::Metrics,
+};
 
 use crate::empty::Counted;
 
@@ -21,12 +24,25 @@ pub struct Reading {
 }
 
 impl Reading {
-    /// Takes a reading.
+    /// Takes a reading in which all is what happened until now.
     ///
     /// # Errors
     /// When the process is gone.
     pub fn take(agent: &Agent) -> Result<Self> {
-        let metrics = agent.scrape();
+        Self::of(agent, agent.scrape())
+    }
+
+    /// Takes a reading as a scrape would; `None` when the budget could not pay for one, and what is served is older.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn take_once(agent: &Agent) -> Result<Option<Self>> {
+        let began = unix_seconds();
+        let metrics = agent.scrape_once();
+        metrics.are_since(began).then(|| Self::of(agent, metrics)).transpose()
+    }
+
+    fn of(agent: &Agent, metrics: Metrics) -> Result<Self> {
         Ok(Self { at: Instant::now(), process_seconds: process_seconds(agent.pid())?, metrics })
     }
 

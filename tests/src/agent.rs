@@ -7,7 +7,7 @@ use std::{
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex},
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use crate::{guest::is_guest, metrics::Metrics};
@@ -96,14 +96,31 @@ impl Agent {
         request(self.address, "GET", path)
     }
 
-    /// Reads the metrics.
+    /// Reads the metrics as they are: what the budget could not pay for is older.
+    ///
+    /// # Panics
+    /// When the agent does not answer with metrics.
+    pub fn scrape_once(&self) -> Metrics {
+        let (status, text) = self.get("/metrics");
+        assert_eq!(status, 200, "{text}");
+        Metrics::parse(&text)
+    }
+
+    /// Reads the metrics until all that happened before the call is in them, or ten seconds have passed, a minute in a virtual
+    /// machine.
     ///
     /// # Panics
     /// When the agent does not answer with metrics.
     pub fn scrape(&self) -> Metrics {
-        let (status, text) = self.get("/metrics");
-        assert_eq!(status, 200, "{text}");
-        Metrics::parse(&text)
+        let (began, deadline) = (unix_seconds(), patience());
+        loop {
+            let metrics = self.scrape_once();
+            if metrics.are_since(began) || Instant::now() > deadline {
+                return metrics;
+            }
+            // Being asked costs the agent something, too.
+            thread::sleep(Duration::from_millis(200));
+        }
     }
 
     /// Scrapes until `done` or ten seconds have passed, a minute in a virtual machine, and returns the last metrics either way: the caller's assertion
@@ -112,8 +129,7 @@ impl Agent {
     /// # Panics
     /// When the agent does not answer.
     pub fn scrape_until(&self, done: impl Fn(&Metrics) -> bool) -> Metrics {
-        // Emulated CPUs are twenty times slower.
-        let deadline = Instant::now() + Duration::from_secs(if is_guest() { 60 } else { 10 });
+        let deadline = patience();
         loop {
             let metrics = self.scrape();
             if done(&metrics) || Instant::now() > deadline {
@@ -147,6 +163,16 @@ impl Drop for Agent {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// When a test has waited long enough. Emulated CPUs are twenty times slower.
+fn patience() -> Instant {
+    Instant::now() + Duration::from_secs(if is_guest() { 60 } else { 10 })
+}
+
+/// Seconds of Unix time.
+pub fn unix_seconds() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |now| now.as_secs_f64())
 }
 
 /// One HTTP request on a connection of its own; status and body.

@@ -6,6 +6,8 @@
 //! spent before, and a scrape is paid for in the same way. What cannot be divided, such as a
 //! reading, may leave a debt, which is repaid before anything else is bought.
 
+use super::purse::Purse;
+
 /// What the bucket holds at most, in seconds of the budget.
 const CAPACITY_SECONDS: f64 = 1.0;
 /// The part of the bucket that is kept for what comes unplanned: scrapes, windows, a load that
@@ -79,6 +81,21 @@ impl Bucket {
         }
     }
 
+    /// What may be spent so many seconds after the last pass, when so much was spent since. No
+    /// budget at all detaches the probes, and nothing is saved up for a reading.
+    pub fn purse(&self, seconds: f64, spent_seconds: f64) -> Purse {
+        if self.budget_cores <= 0.0 || self.budget_cores.is_infinite() {
+            return Purse::UNLIMITED;
+        }
+        let level = (self.level_seconds + self.budget_cores * seconds - spent_seconds).min(self.capacity());
+        Purse::new(level, self.capacity())
+    }
+
+    /// CPU seconds that are kept for what comes unplanned.
+    pub fn reserve_seconds(&self) -> f64 {
+        if self.budget_cores.is_infinite() { 0.0 } else { RESERVE * self.capacity() }
+    }
+
     /// CPU seconds that may be spent at once; 0 while there is a debt.
     pub fn level_seconds(&self) -> f64 {
         self.level_seconds.max(0.0)
@@ -117,7 +134,7 @@ impl Bucket {
         if self.budget_cores.is_infinite() {
             return f64::INFINITY;
         }
-        let reserve = RESERVE * self.capacity();
+        let reserve = self.reserve_seconds();
         let surplus = if has_windows && self.level_seconds >= 0.0 {
             (self.mean_seconds - reserve) / WINDOWS_HORIZON_SECONDS
         } else {

@@ -20,6 +20,7 @@ pub mod duty;
 pub mod meter;
 pub mod overload;
 pub mod probe;
+pub mod purse;
 mod report;
 
 use allocation::{Setting, allocate, rare_enough, settle};
@@ -28,6 +29,7 @@ use duty::payable;
 use meter::{Meter, process_seconds};
 use overload::rate;
 use probe::ProbeBudget;
+use purse::Purse;
 
 /// Length of a tick, after which the budget is looked at.
 pub const TICK: Duration = Duration::from_millis(500);
@@ -80,6 +82,8 @@ pub struct Budget {
     /// CPUs.
     attach_seconds: f64,
     interrupt_seconds: f64,
+    /// CPU seconds of what was asked for and not paid yet.
+    owed_seconds: f64,
     /// Whether the settings were chosen at the end of the last tick.
     is_planned: bool,
     /// CPU seconds of the dearest reading and of the dearest end of a tick so far, which cannot be
@@ -110,6 +114,7 @@ impl Budget {
             fixed_cores: 0.0,
             attach_seconds: 0.0,
             interrupt_seconds: 0.0,
+            owed_seconds: 0.0,
             is_planned: true,
             largest_item_seconds: BTreeMap::new(),
             meter,
@@ -228,6 +233,32 @@ impl Budget {
         self.set_rates(control, true);
     }
 
+    /// What may be spent on reading now, by the last reading of the meter.
+    pub fn purse(&self) -> Purse {
+        let Some(bucket) = &self.bucket else { return Purse::UNLIMITED };
+        let process = process_seconds() - self.process_seconds;
+        let programs = self.metered_seconds() - self.program_seconds;
+        bucket.purse(self.tick_seconds(), process + programs + self.interrupt_seconds)
+    }
+
+    /// A scrape asked for readings of so many CPU seconds that could not be paid: probes are left
+    /// that much less in the next second, so that they can.
+    pub fn set_owed(&mut self, seconds: f64) {
+        self.owed_seconds = seconds;
+    }
+
+    /// CPU seconds that are left in the bucket by what can wait.
+    pub fn reserve_seconds(&self) -> f64 {
+        self.bucket.as_ref().map_or(0.0, Bucket::reserve_seconds)
+    }
+
+    /// CPU seconds that the programs inside of the budget took so far.
+    fn metered_seconds(&self) -> f64 {
+        let sampled = self.probes.iter().map(|of| of.probe);
+        let in_budget = sampled.chain(self.unsampled.iter().copied().filter(|of| !self.exact.contains(of)));
+        in_budget.flat_map(programs).map(|program| self.meter.total_seconds(program)).sum()
+    }
+
     /// CPU seconds that may be spent at once.
     pub fn level_seconds(&self) -> f64 {
         self.bucket.as_ref().map_or(f64::INFINITY, Bucket::level_seconds)
@@ -278,7 +309,7 @@ impl Budget {
         self.is_planned = is_planned;
         if is_planned {
             let has_windows = before.iter().any(|setting| setting.duty > 1);
-            let cores = bucket.probe_cores(self.fixed_cores, has_windows);
+            let cores = bucket.probe_cores(self.fixed_cores + self.owed_seconds, has_windows);
             let decided = self.decide(cores, end);
             self.probes.iter_mut().zip(decided).for_each(|(of, setting)| of.setting = setting);
         }
@@ -342,9 +373,7 @@ impl Budget {
         let process = process_seconds();
         let process_spent = (process - self.process_seconds).max(0.0);
         self.process_seconds = process;
-        let sampled = self.probes.iter().map(|of| of.probe);
-        let in_budget = sampled.chain(self.unsampled.iter().copied().filter(|of| !self.exact.contains(of)));
-        let total: f64 = in_budget.flat_map(programs).map(|program| self.meter.total_seconds(program)).sum();
+        let total = self.metered_seconds();
         let programs_spent = total - std::mem::replace(&mut self.program_seconds, total);
         let attach = std::mem::take(&mut self.attach_seconds);
         let interrupts = std::mem::take(&mut self.interrupt_seconds);

@@ -66,7 +66,7 @@ impl Reader for Cgroup {
         Probe::Cgroup
     }
 
-    fn read(&mut self, Context { control, workloads, .. }: &mut Context<'_>) -> io::Result<()> {
+    fn read(&mut self, Context { control, workloads, now_seconds, .. }: &mut Context<'_>) -> io::Result<f64> {
         // Before the notes are taken: one that comes meanwhile is counted for the next time.
         control.emptied(Table::Cgroup, 0);
         workloads.learn()?;
@@ -75,7 +75,7 @@ impl Reader for Cgroup {
             workloads.distrust();
         }
         self.last = bank;
-        Ok(())
+        Ok(*now_seconds)
     }
 
     fn fills_up(&self, control: &Control) -> bool {

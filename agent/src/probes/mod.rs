@@ -63,6 +63,10 @@ pub struct Context<'a> {
     pub errors: &'a mut Errors,
     /// Seconds until now that no window of the probe stood for yet.
     pub lacking_seconds: f64,
+    /// CPU seconds that may be spent: what can be divided goes on later.
+    pub purse_seconds: f64,
+    /// Unix time.
+    pub now_seconds: f64,
 }
 
 /// A tick of the budget that ends.
@@ -84,11 +88,25 @@ pub trait Reader: Send {
     /// Which probe it is.
     fn probe(&self) -> Probe;
 
-    /// Adds what the programs counted since the last reading to the totals.
+    /// Adds what the programs counted since the last reading to the totals. Returns the Unix time
+    /// until which all that happened is in them.
     ///
     /// # Errors
     /// When the kernel refuses; the totals then miss nothing that a later reading will not bring.
-    fn read(&mut self, context: &mut Context<'_>) -> io::Result<()>;
+    fn read(&mut self, context: &mut Context<'_>) -> io::Result<f64>;
+
+    /// Whether the last reading left something for later.
+    fn is_unfinished(&self) -> bool {
+        false
+    }
+
+    /// Goes on with what it left, for about so many CPU seconds; the next reading adds it.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn go_on(&mut self, _seconds: f64) -> io::Result<()> {
+        Ok(())
+    }
 
     /// Ends a tick in which the programs ran: how much that was is remembered for the errors of
     /// windows.

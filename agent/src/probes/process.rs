@@ -218,8 +218,8 @@ impl Reader for Process {
         Probe::Process
     }
 
-    fn read(&mut self, context: &mut Context<'_>) -> io::Result<()> {
-        let Context { control, stats, workloads, errors, lacking_seconds, .. } = context;
+    fn read(&mut self, context: &mut Context<'_>) -> io::Result<f64> {
+        let Context { control, stats, workloads, errors, lacking_seconds, now_seconds, .. } = context;
         let Self { bank, rows, comms, totals, calibrations, carries, duty, lifetimes } = self;
         let [(mut execs, of_execs), (mut forks, of_forks), (mut exits, of_exits)] =
             std::array::from_fn(|n| calibrations[n].read(sampler(stats, COUNTED[n].0)));
@@ -263,7 +263,7 @@ impl Reader for Process {
             squares: [totals.bank.lifetime_variance],
         };
         lifetimes.read(&sampled, true);
-        Ok(())
+        Ok(*now_seconds)
     }
 
     fn tick(&mut self, tick: &Tick<'_>) -> io::Result<()> {

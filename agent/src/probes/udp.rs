@@ -150,8 +150,8 @@ impl Reader for Udp {
         Probe::Udp
     }
 
-    fn read(&mut self, context: &mut Context<'_>) -> io::Result<()> {
-        let Context { control, stats, workloads, flows, errors, lacking_seconds } = context;
+    fn read(&mut self, context: &mut Context<'_>) -> io::Result<f64> {
+        let Context { control, stats, workloads, flows, errors, lacking_seconds, now_seconds, .. } = context;
         let Self { bank, rows, last, calibrations, duty, bytes } = self;
         let [(mut sends, of_sends), (mut receives, of_receives)] =
             std::array::from_fn(|n| calibrations[n].read(sampler(stats, DIRECTIONS[n])));
@@ -201,7 +201,7 @@ impl Reader for Udp {
             };
             residual.read(&sampled, true);
         }
-        Ok(())
+        Ok(*now_seconds)
     }
 
     fn tick(&mut self, tick: &Tick<'_>) -> io::Result<()> {

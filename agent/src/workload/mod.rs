@@ -146,9 +146,10 @@ impl Workloads {
         self.distrusted = true;
     }
 
-    /// Begins a reading.
-    pub fn begin(&mut self) {
+    /// Begins a reading. Returns its number.
+    pub fn begin(&mut self) -> u64 {
         self.begin_at(Instant::now());
+        self.reading
     }
 
     fn begin_at(&mut self, now: Instant) {
@@ -320,9 +321,10 @@ impl Workloads {
         self.next_scan = self.now + SHORTEST_WAIT.max(begin.elapsed() * SCAN_SHARE);
     }
 
-    /// Ends a reading in which everything that was counted was read: forgets cgroups that will not count again.
-    pub fn forget_gone(&mut self) {
-        let (reading, now) = (self.reading, self.now);
+    /// Forgets cgroups that will not count again: those that were gone before this reading began, since which everything that
+    /// was counted was read.
+    pub fn forget_gone(&mut self, reading: u64) {
+        let now = self.now;
         let is_over = |(since, at): (u64, Instant)| since < reading && at <= now;
         let over: Vec<Key> = self
             .known
@@ -471,12 +473,12 @@ mod tests {
         workloads.take(made(7, "/a.service"));
         workloads.take(released(7));
         assert_eq!(container(&mut workloads, 7), "a.service");
-        workloads.forget_gone();
+        workloads.forget_gone(workloads.reading);
         // The note came while this reading was under way: some of what it counted may not have been read.
         assert_eq!(container(&mut workloads, 7), "a.service");
         workloads.begin();
         assert_eq!(container(&mut workloads, 7), "a.service");
-        workloads.forget_gone();
+        workloads.forget_gone(workloads.reading);
         assert_eq!(container(&mut workloads, 7), "unknown");
         assert_eq!(workloads.known.len(), 0);
     }
@@ -520,7 +522,7 @@ mod tests {
         assert_eq!(container(&mut workloads, id), "c.service");
         // It lives, and is not forgotten in the dead one's place.
         workloads.begin_at(now + LINGERS + LINGERS);
-        workloads.forget_gone();
+        workloads.forget_gone(workloads.reading);
         assert_eq!(container(&mut workloads, id), "c.service");
         std::fs::remove_dir_all(root)
     }
@@ -553,7 +555,7 @@ mod tests {
         }
         assert_eq!(names(&mut workloads, [20, 21, 11]), ["pause", "eeeeeeeeeeee", "bbbbbbbbbbbb"]);
         workloads.begin();
-        workloads.forget_gone();
+        workloads.forget_gone(workloads.reading);
         assert_eq!(names(&mut workloads, [20, 21, 11]), ["pause", "eeeeeeeeeeee", "bbbbbbbbbbbb"]);
         let id = workloads.resolve(Hierarchy::CGROUP2, 20);
         let labels = workloads.labels(id);
@@ -573,7 +575,7 @@ mod tests {
                     workloads.take(released(id + 1));
                 }
             }
-            workloads.forget_gone();
+            workloads.forget_gone(workloads.reading);
             workloads.described();
             workloads.retire(&HashSet::new());
             assert!(workloads.known.len() <= MAX_KNOWN + 1000);
@@ -621,8 +623,8 @@ mod tests {
             let mut workloads = nowhere();
             for (action, id, place) in steps {
                 match action {
-                    0 => workloads.begin(),
-                    1 => workloads.forget_gone(),
+                    0 => drop(workloads.begin()),
+                    1 => workloads.forget_gone(workloads.reading),
                     2 => workloads.take(released(id)),
                     3 => {
                         workloads.resolve(Hierarchy::CGROUP2, id);
@@ -639,7 +641,7 @@ mod tests {
                 workloads.take(released(id));
             }
             workloads.begin();
-            workloads.forget_gone();
+            workloads.forget_gone(workloads.reading);
             prop_assert!(workloads.known.is_empty() && workloads.oldest.is_empty());
             workloads.described();
             workloads.begin_at(Instant::now() + Duration::from_secs(3600));

@@ -3,7 +3,7 @@
 
 use std::{collections::HashMap, thread, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use siskin_ebpf::Program;
 use siskin_tests::agent::Agent;
 
@@ -72,14 +72,16 @@ pub fn calibrate(ground: &Ground, steps: &[Step]) -> Result<Vec<Calibration>> {
         progress(&format!("what {:?} asks of an agent without a limit", step.label));
         let load = ground.start(step);
         thread::sleep(WARM);
-        let mut samples = vec![observer.second(index, 0, &load)?];
+        // Without a limit each can be paid for.
+        let mut samples: Vec<_> = observer.second(index, 0, &load)?.into_iter().collect();
         // As often scraped as in a run.
         for second in 1..=WATCHED.max(step.seconds) {
             thread::sleep(Duration::from_secs(1));
-            samples.push(observer.second(index, second, &load)?);
+            samples.extend(observer.second(index, second, &load)?);
         }
         observer.finish(load)?;
-        calibrations.push(calibration(&samples[0], &samples[samples.len() - 1]));
+        let ends = samples.first().zip(samples.last()).context("nothing was read")?;
+        calibrations.push(calibration(ends.0, ends.1));
     }
     agent.stop(libc::SIGTERM);
     Ok(calibrations)

@@ -91,17 +91,17 @@ impl<'a> Observer<'a> {
     }
 
     /// Takes a sample with the load generators held up meanwhile: what they counted is then what
-    /// happened.
+    /// happened. `None` when the agent's budget could not pay for a reading.
     ///
     /// # Errors
     /// When the agent is gone, or a load generator does not pause.
-    pub fn second(&self, step: usize, second: usize, load: &Generators) -> Result<(Sample, Reading)> {
+    pub fn second(&self, step: usize, second: usize, load: &Generators) -> Result<Option<(Sample, Reading)>> {
         let pause = load.pause()?;
         let counts = load.counts();
-        let reading = Reading::take(self.agent)?;
+        let reading = Reading::take_once(self.agent)?;
         drop(pause);
         let truth = [self.ended[0] + counts[0], self.ended[1] + counts[1]];
-        Ok((self.sample(step, second, truth, &reading), reading))
+        Ok(reading.map(|reading| (self.sample(step, second, truth, &reading), reading)))
     }
 
     /// Ends the load.
@@ -159,7 +159,7 @@ pub fn with_budget(cpu: &str, ground: &Ground, steps: &[Step], seconds: f64) -> 
     let (first, reading) = observer.rest(0)?;
     let cores = reading.metrics.find("siskin_budget_cpu_cores", &[]).next();
     let cores = cores.map_or(f64::INFINITY, |sample| sample.value);
-    let mut run = Run { cpu: cpu.to_owned(), cores, samples: vec![first] };
+    let mut run = Run { cpu: cpu.to_owned(), cores, samples: vec![first], unread: 0 };
     progress(&format!(
         "budget {cpu}: millicores of the second before each line; one event in N is sampled, during 1/D of the time"
     ));
@@ -169,9 +169,14 @@ pub fn with_budget(cpu: &str, ground: &Ground, steps: &[Step], seconds: f64) -> 
         let begin = Instant::now();
         for second in 1..=(seconds.round() as u64).max(SETTLING as u64 + 1) {
             thread::sleep((begin + Duration::from_secs(second)).saturating_duration_since(Instant::now()));
-            run.samples.push(observer.second(index, second as usize, &load)?.0);
-            if let Some(span) = run.seconds().last() {
-                progress(&line::line(&span, step.label, cores));
+            match observer.second(index, second as usize, &load)? {
+                Some((sample, _)) => {
+                    run.samples.push(sample);
+                    if let Some(span) = run.seconds().last() {
+                        progress(&line::line(&span, step.label, cores));
+                    }
+                }
+                None => run.unread += 1,
             }
         }
         observer.finish(load)?;

@@ -176,7 +176,7 @@ mod tests {
             total(3.0, 300, 303.0, 18.0),
             total(4.0, 400, 402.0, 18.0),
         ];
-        let run = Run { cpu: String::new(), cores: 0.01, samples };
+        let run = Run { cpu: String::new(), cores: 0.01, samples, unread: 0 };
         let honesty = honesty(run.seconds(), 6);
         assert_eq!((honesty.estimated, honesty.inside, honesty.exact, honesty.equal), (2, 1, 2, 1));
         assert!((honesty.ratio - (36.0 + 9.0) / 18.0).abs() < 1e-9);

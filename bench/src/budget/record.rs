@@ -58,6 +58,8 @@ pub struct Run {
     pub cores: f64,
     /// From the start on; the first is before any load.
     pub samples: Vec<Sample>,
+    /// Scrapes that brought older numbers, because the budget could not pay for a reading.
+    pub unread: usize,
 }
 
 /// The time between two samples.
@@ -116,7 +118,7 @@ impl Run {
                 .iter()
                 .rfind(|sample| sample.at < to.at && (sample.step < index || sample.second == 0))?
         } else {
-            self.samples.iter().find(|sample| sample.step == index && sample.second == first)?
+            self.samples.iter().find(|sample| sample.step == index && sample.second >= first)?
         };
         (from.at < to.at).then_some(Span { from, to })
     }
@@ -210,7 +212,7 @@ pub mod tests {
         samples.push(sample(4.2, 0, 0));
         samples.extend((1..=3).map(|second| sample(4.2 + f64::from(second), 1, second as usize)));
         samples.push(sample(8.4, 1, 0));
-        Run { cpu: "5m".to_owned(), cores: 0.005, samples }
+        Run { cpu: "5m".to_owned(), cores: 0.005, samples, unread: 0 }
     }
 
     #[test]

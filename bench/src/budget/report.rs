@@ -25,8 +25,8 @@ pub fn report(all: &[Measured], steps: &[&str], machine: &str, seconds: f64) -> 
          Load in steps of {seconds:.0} s: {}. *everyday mix* is UDP 1,000 datagrams/s, 320 direct writes/s of mixed size, 40 execs/s, \
          100 connections/s and 10,000 TCP request/responses/s; *compile* 40 bursts a second of 8 execs, 4 forks and 5 disk requests; \
          *changing* is 2 s each of disk and execs, UDP and connections, and nothing. Most loads belong to two workloads, so that the \
-         part of each has to be estimated. The agent is scraped every second, which it pays for; the load generators pause meanwhile \
-         for a few milliseconds, so that the truth is known exactly.\n\n\
+         part of each has to be estimated. The agent is scraped every second, which it pays for; when it cannot, that second is a \
+         part of the next. The load generators pause meanwhile for a few milliseconds, so that the truth is known exactly.\n\n\
          *meter* is what the agent says of itself (`siskin_cpu_seconds_total`); *outside* is the kernel's clock of its \
          process and the kernel's statistics of its programs, which leave out the tracepoints' dispatch and read a clock \
          twice in every run.\n\n\
@@ -106,12 +106,14 @@ fn contract_words(run: &Run, steps: &[&str]) -> String {
     }
     let of = |value: fn(&Sample) -> f64| run.samples.iter().map(value);
     let mut text = format!(
-        "- Budget {}: the bucket held {:.1} to {:.1} ms, the debt was at most {:.1} ms, the largest item {:.1} ms, as the agent says.\n",
+        "- Budget {}: the bucket held {:.1} to {:.1} ms, the debt was at most {:.1} ms, the largest item {:.1} ms, as the agent says; {} of {} scrapes brought older numbers.\n",
         run.cpu,
         of(|sample| sample.bucket).fold(f64::INFINITY, f64::min) * 1e3,
         of(|sample| sample.bucket).fold(0.0, f64::max) * 1e3,
         of(|sample| sample.debt).fold(0.0, f64::max) * 1e3,
         contract(run).item * 1e3,
+        run.unread,
+        run.unread + run.samples.len(),
     );
     for (by, cost) in MEASURES {
         for seconds in INTERVALS {

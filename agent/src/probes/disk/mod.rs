@@ -149,8 +149,8 @@ impl Reader for Disk {
         Probe::Disk
     }
 
-    fn read(&mut self, context: &mut Context<'_>) -> io::Result<()> {
-        let Context { control, stats, workloads, errors, lacking_seconds, .. } = context;
+    fn read(&mut self, context: &mut Context<'_>) -> io::Result<f64> {
+        let Context { control, stats, workloads, errors, lacking_seconds, now_seconds, .. } = context;
         let sampler = stats.programs[Program::DiskComplete as usize].sampler;
         let Self { sys_dev_block, statistics, devices, device_deltas, workloads: rows, totals, .. } = self;
         let bank: DiskBank = self.bank.read()?;
@@ -188,7 +188,7 @@ impl Reader for Disk {
             squares: [total.bytes_variance, total.total_variance, total.device_variance],
         };
         self.residual.read(&sampled, true);
-        result
+        result.map(|()| *now_seconds)
     }
 
     fn tick(&mut self, tick: &Tick<'_>) -> io::Result<()> {

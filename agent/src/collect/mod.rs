@@ -1,33 +1,30 @@
 //! Reading all probes when asked, at most so often, and describing what they counted.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use prometheus::{TextEncoder, core::Collector as _, process_collector::ProcessCollector};
+use prometheus::process_collector::ProcessCollector;
 use siskin_ebpf::Probe;
 
 use crate::{
     budget::{AttachCost, Budget, End, allocation::Setting, duty::Window, meter::thread_seconds},
     cardinality::Bound,
     estimate::Errors,
-    flows::{FlowTable, Protocol},
-    kernel::{hook::State as Became, loader::Kernel, memory::Plan},
-    metrics::{self, Exposition, NANOS},
-    probes::{Context, Reader, Tick},
+    flows::FlowTable,
+    kernel::{loader::Kernel, memory::Plan},
+    probes::{Reader, Tick},
     readiness::Readiness,
     workload::Workloads,
 };
 
-/// What became of the last reading of a probe.
-#[derive(Clone, Copy, Debug, Default)]
-struct Reading {
-    seconds: f64,
-    success: bool,
-}
+mod describe;
+mod reading;
+
+use reading::{Reading, Wanted};
 
 /// What one reading brought.
 #[derive(Clone, Debug, Default)]
@@ -56,7 +53,7 @@ pub struct Collector {
 
 /// What the operator asked for.
 #[derive(Debug)]
-pub struct Wanted {
+pub struct Asked {
     /// The maps and their sizes.
     pub plans: Vec<Plan>,
     /// `--budget.memory`.
@@ -81,9 +78,9 @@ pub struct State {
     pub budget: Budget,
     errors: Errors,
     /// What the operator asked for.
-    pub wanted: Wanted,
+    pub asked: Asked,
     readings: HashMap<&'static str, Reading>,
-    heartbeat: f64,
+    describe_seconds: f64,
     last: Option<(Instant, Arc<Snapshot>)>,
     /// Nothing was read since the last snapshot, so what it shows is what there is.
     is_shown: bool,
@@ -99,7 +96,7 @@ impl State {
         workloads: Workloads,
         flows: FlowTable,
         budget: Budget,
-        wanted: Wanted,
+        asked: Asked,
     ) -> Self {
         Self {
             kernel,
@@ -108,9 +105,9 @@ impl State {
             flows,
             budget,
             errors: Errors::default(),
-            wanted,
+            asked,
             readings: HashMap::new(),
-            heartbeat: 0.0,
+            describe_seconds: 0.0,
             last: None,
             is_shown: false,
             began: Instant::now(),
@@ -127,6 +124,9 @@ impl Collector {
 
     /// The newest reading, or the last one if that is newer than the shortest interval. Waits for a reading that is under
     /// way, and shares it.
+    ///
+    /// A reading is paid from the budget, probe by probe. What it cannot pay now is as it was when it was last read: who asks
+    /// more often than the budget allows gets older numbers, and their time with them.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         let mut state = self.lock();
         if let Some((at, snapshot)) = &state.last
@@ -134,15 +134,33 @@ impl Collector {
         {
             return Arc::clone(snapshot);
         }
-        let began = thread_seconds();
-        state.read(|_| true);
+        let mut purse = state.budget.purse();
+        if let Some((_, snapshot)) = &state.last {
+            let snapshot = Arc::clone(snapshot);
+            let describe_seconds = state.describe_seconds;
+            if !purse.can_pay(describe_seconds) {
+                state.budget.set_owed(describe_seconds);
+                return snapshot;
+            }
+            purse.pay(describe_seconds);
+            let (is_read, owed_seconds) = state.read(Wanted::Payable(purse));
+            state.budget.set_owed(owed_seconds);
+            if !is_read {
+                return snapshot;
+            }
+        } else {
+            state.read(Wanted::All);
+        }
         // Not beside the new one: with many series each takes megabytes.
         state.last = None;
+        let began = thread_seconds();
         let snapshot = Arc::new(state.describe());
+        state.describe_seconds = thread_seconds() - began;
+        let describe_seconds = state.describe_seconds;
+        state.budget.item_took("describing", describe_seconds);
         state.workloads.described();
         state.is_shown = true;
         state.last = Some((Instant::now(), Arc::clone(&snapshot)));
-        state.budget.item_took("reading", thread_seconds() - began);
         snapshot
     }
 
@@ -160,15 +178,27 @@ impl Collector {
         }
     }
 
-    /// Reads the probes whose tables fill up, so that no row is refused. Costs next to nothing when none does.
+    /// Reads the probes whose tables fill up, so that no row is refused, and goes on with what a reading left undone when the
+    /// budget has enough. Costs next to nothing when there is neither.
     pub fn drain(&self) {
         let mut state = self.lock();
-        let all = state.workloads.is_crowded();
         let control = &state.kernel.control;
-        if all || state.readers.iter().any(|reader| reader.fills_up(control)) {
+        if state.workloads.is_crowded() {
+            state.read(Wanted::All);
+        } else if state.readers.iter().any(|reader| reader.fills_up(control)) {
+            state.read(Wanted::FillingUp);
+        }
+        let State { budget, readers, .. } = &mut *state;
+        for reader in readers.iter_mut().filter(|reader| reader.is_unfinished()) {
+            let seconds = budget.purse().seconds() - budget.reserve_seconds();
+            if seconds <= 0.0 {
+                continue;
+            }
             let began = thread_seconds();
-            state.read(|fills_up| fills_up || all);
-            state.budget.item_took("reading", thread_seconds() - began);
+            if let Err(error) = reader.go_on(seconds) {
+                tracing::warn!("cannot read probe {}: {error}", reader.probe().name());
+            }
+            budget.item_took("reading", thread_seconds() - began);
         }
     }
 
@@ -274,161 +304,5 @@ impl Collector {
     fn lock(&self) -> MutexGuard<'_, State> {
         // A reading that panicked left totals that are whole: each row is added at once.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl State {
-    /// Reads the probes for which `wanted` says so, told whether their tables fill up.
-    fn read(&mut self, wanted: impl Fn(bool) -> bool) {
-        let mut all = !self.readers.is_empty();
-        if let Err(error) = self.budget.read() {
-            tracing::warn!("cannot read what the programs cost: {error}");
-        }
-        self.workloads.begin();
-        let (flows, workloads) = (&mut self.flows, &mut self.workloads);
-        flows.retire(|id| workloads.is_over(id));
-        workloads.retire(&flows.workloads());
-        for reader in &mut self.readers {
-            if !wanted(reader.fills_up(&self.kernel.control)) {
-                all = false;
-                continue;
-            }
-            self.is_shown = false;
-            let begin = Instant::now();
-            let result = reader.read(&mut Context {
-                control: &self.kernel.control,
-                stats: self.budget.stats(),
-                workloads: &mut self.workloads,
-                flows: &mut self.flows,
-                errors: &mut self.errors,
-                lacking_seconds: self.budget.lacking_seconds(reader.probe()),
-            });
-            let reading = Reading { seconds: begin.elapsed().as_secs_f64(), success: result.is_ok() };
-            let name = reader.probe().name();
-            if let Err(error) = result {
-                all = false;
-                tracing::warn!("cannot read probe {name}: {error}");
-            }
-            self.readings.insert(name, reading);
-        }
-        let gone = self.workloads.retired();
-        if !gone.is_empty() {
-            self.readers.iter_mut().for_each(|reader| reader.forget(&gone));
-            self.flows.forget(&gone);
-            self.errors.forget(&gone);
-        }
-        if all {
-            self.workloads.forget_gone();
-            self.heartbeat =
-                SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |now| now.as_secs_f64());
-        }
-    }
-
-    fn describe(&self) -> Snapshot {
-        let mut out = Exposition::default();
-        for reader in &self.readers {
-            reader.describe(&self.workloads, &mut out);
-        }
-        let runs = |probe| self.readers.iter().any(|reader| reader.probe() == probe);
-        let protocols: Vec<_> = [(Probe::Tcp, Protocol::Tcp), (Probe::Udp, Protocol::Udp)]
-            .into_iter()
-            .filter_map(|(probe, protocol)| runs(probe).then_some(protocol))
-            .collect();
-        if !protocols.is_empty() {
-            self.flows.describe(&protocols, &self.workloads, &mut out);
-        }
-        self.describe_errors(&mut out);
-        self.describe_build(&mut out);
-        self.describe_probes(&mut out);
-        self.describe_programs(&mut out);
-        self.describe_maps(&mut out);
-        let mut text = out.into_text();
-        // Fails for a family without samples, which this one does not have.
-        if let Err(error) = TextEncoder::new().encode_utf8(&self.process.collect(), &mut text) {
-            tracing::warn!("cannot describe the process: {error}");
-        }
-        let is_read = |probe: Probe| self.readings.get(probe.name()).is_none_or(|reading| reading.success);
-        Snapshot { text: text.into(), readiness: Readiness::of(&self.kernel.hooks, is_read) }
-    }
-
-    /// The errors of what may be estimated. Several probes may add to a metric; their events are
-    /// sampled independently.
-    fn describe_errors(&self, out: &mut Exposition) {
-        let mut variances: BTreeMap<&str, f64> = BTreeMap::new();
-        for reader in self.readers.iter().filter(|reader| self.budget.may_sample(reader.probe())) {
-            for (metric, variance) in reader.variances(self.budget.lacking_seconds(reader.probe())) {
-                *variances.entry(metric.name).or_default() += variance;
-            }
-        }
-        for (metric, variance) in variances {
-            out.gauge(&metrics::STANDARD_ERROR, &[metric], variance.sqrt());
-        }
-        self.errors.describe(&self.workloads, out);
-    }
-
-    fn describe_build(&self, out: &mut Exposition) {
-        let build = [env!("CARGO_PKG_VERSION"), env!("SISKIN_REVISION"), env!("SISKIN_RUSTC")];
-        out.gauge(&metrics::BUILD_INFO, &build, 1.0);
-        let uname = rustix::system::uname();
-        let kernel = [&*uname.release().to_string_lossy(), &*uname.machine().to_string_lossy()];
-        out.gauge(&metrics::KERNEL_INFO, &kernel, 1.0);
-    }
-
-    fn describe_probes(&self, out: &mut Exposition) {
-        for probe in Probe::ALL {
-            let up = self.wanted.enabled.contains(&probe) && self.kernel.is_up(probe);
-            out.gauge(&metrics::PROBE_UP, &[probe.name()], f64::from(up));
-        }
-        // Two programs of a probe may sit on one hook; if they fare alike they are one series.
-        let hooks =
-            self.kernel.hooks.iter().filter(|of| !matches!(of.state, Became::Replaced(_))).map(|of| {
-                let reason = metrics::fit(of.state.reason(), metrics::REASON_BYTES);
-                (of.hook.probe.name(), of.hook.point.name(), of.state.name(), reason)
-            });
-        for (probe, hook, state, reason) in hooks.collect::<BTreeSet<_>>() {
-            out.gauge(&metrics::PROBE_HOOK_INFO, &[probe, &hook, state, &reason], 1.0);
-        }
-        for (probe, reading) in &self.readings {
-            out.gauge(&metrics::COLLECT_SECONDS, &[probe], reading.seconds);
-            out.gauge(&metrics::COLLECT_SUCCESS, &[probe], f64::from(reading.success));
-        }
-        out.gauge(&metrics::HEARTBEAT, &[], self.heartbeat);
-        self.workloads.describe(out);
-        let Bound { series, bytes } = self.wanted.bound;
-        out.gauge(&metrics::SERIES_LIMIT, &[], series as f64);
-        out.gauge(&metrics::SCRAPE_LIMIT, &[], bytes as f64);
-        for reader in &self.readers {
-            let period = self.kernel.control.rate(reader.probe()).period;
-            let ratio = self.budget.ratio(reader.probe(), period);
-            out.gauge(&metrics::SAMPLING_RATIO, &[reader.probe().name()], ratio);
-        }
-    }
-
-    fn describe_programs(&self, out: &mut Exposition) {
-        let mut missed: HashMap<&str, u64> = HashMap::new();
-        for program in &self.kernel.programs {
-            let Ok(counted) = program.counted() else { continue };
-            let seconds = counted.run_time_ns as f64 / NANOS;
-            out.counter(&metrics::KERNEL_STATISTICS_RUN_SECONDS, &[program.name], seconds);
-            out.counter(&metrics::KERNEL_STATISTICS_RUNS, &[program.name], counted.runs as f64);
-            *missed.entry(program.probe.name()).or_default() += counted.recursion_misses;
-        }
-        for (probe, misses) in missed {
-            out.counter(&metrics::LOST, &[probe, "recursion"], misses as f64);
-        }
-        self.budget.describe(out);
-    }
-
-    fn describe_maps(&self, out: &mut Exposition) {
-        out.gauge(&metrics::BUDGET_MEMORY, &[], self.wanted.memory_limit_bytes as f64);
-        out.gauge(&metrics::MAPS_MEMORY, &[], self.kernel.maps_bytes as f64);
-        for reader in &self.readers {
-            for (map, entries) in reader.map_entries(&self.kernel.control) {
-                out.gauge(&metrics::MAP_ENTRIES, &[map], entries as f64);
-                if let Some(plan) = self.wanted.plans.iter().find(|plan| plan.name == map) {
-                    out.gauge(&metrics::MAP_CAPACITY, &[map], plan.entries.into());
-                }
-            }
-        }
     }
 }

@@ -4,18 +4,17 @@
 use std::{collections::HashSet, io};
 
 use siskin_ebpf::{
-    AllStats, ConnectionCount, Failure, FlowKey, FlowRow, Loss, Probe, Program, Role, Sampler, Socket,
-    SocketCounters, Table, TcpBank, TcpEvents, TcpRow, Words as _, map, program,
+    AllStats, ConnectionCount, FlowKey, FlowRow, Probe, Program, Sampler, Socket, SocketCounters, Table,
+    TcpBank, TcpEvents, TcpRow, Words as _, map, program,
 };
 
-use super::{Context, Limits, Reader, Tick, bank_rows, describe_losses};
+use super::{Context, Limits, Reader, Tick, bank_rows};
 use crate::{
     budget::{duty::Window, meter::thread_seconds},
     estimate::{
         Added, Calibration, DutyCycle, ENOUGH_SAMPLES, Ratio, Residual, Sampled, Scale,
         errors::TCP as METRICS,
     },
-    flows::{FlowTable, Protocol},
     kernel::{
         control::Control,
         hook::{Group, Hook, Needs, Point, Way},
@@ -24,8 +23,8 @@ use crate::{
         memory::{Kind, Plan},
         rows::{Bank, Rows},
     },
-    metrics::{self, Exposition, Metric},
-    workload::{Hierarchy, Id, Totals, Workloads},
+    metrics::{Exposition, Metric},
+    workload::{Hierarchy, Id, Workloads},
 };
 
 /// The probe's programs. The one that follows states comes first: what it sees is not adopted again.
@@ -108,76 +107,17 @@ pub fn plans(limits: &Limits) -> Vec<Plan> {
     ]
 }
 
-/// Everything counted so far. Pure.
-#[derive(Debug)]
-pub struct TcpTotals {
-    /// Counters by workload.
-    pub workloads: Totals<TcpRow>,
-    /// The bank as last read.
-    pub bank: TcpBank,
-    /// Connections that the last sweep found alive and that fit no row of their own.
-    pub alive_other: [u64; 2],
-}
+mod sweep;
+mod totals;
 
-impl Default for TcpTotals {
-    fn default() -> Self {
-        Self { workloads: Totals::default(), bank: TcpBank::zero(), alive_other: [0; 2] }
-    }
-}
-
-impl TcpTotals {
-    /// Takes a newer reading of the bank; what did not fit the kernel's table of flows goes to `flows`.
-    pub fn set_bank(&mut self, bank: TcpBank, flows: &mut FlowTable) {
-        for role in Role::ALL {
-            let index = role as usize;
-            let delta = bank.flow_other[index].since(&self.bank.flow_other[index]);
-            flows.add_other(Protocol::Tcp, role, &delta);
-            self.alive_other[index] = bank.other.alive[index].wrapping_sub(self.bank.other.alive[index]);
-        }
-        self.bank = bank;
-    }
-
-    /// Forgets how many connections are open, before a sweep counts them anew.
-    pub fn recount(&mut self) {
-        for row in self.workloads.rows_mut() {
-            row.alive = [0; 2];
-        }
-    }
-
-    /// Describes the totals as metrics.
-    pub fn describe(&self, workloads: &Workloads, out: &mut Exposition) {
-        let mut rows = self.workloads.clone();
-        rows.add(Id::UNKNOWN, &TcpRow { alive: self.alive_other, ..self.bank.other });
-        for (id, row) in rows.iter() {
-            let w = workloads.labels(id);
-            let labels = |last| [w.namespace.as_str(), w.pod.as_str(), w.container.as_str(), last];
-            for role in Role::ALL {
-                let index = role as usize;
-                out.counter(&metrics::TCP_OPENED, &labels(role.name()), row.opened[index] as f64);
-                out.gauge(&metrics::TCP_OPEN, &labels(role.name()), row.alive[index] as f64);
-            }
-            for reason in Failure::ALL {
-                out.counter(&metrics::TCP_FAILED, &labels(reason.name()), row.failed[reason as usize] as f64);
-            }
-            out.counter(&metrics::TCP_RETRANSMITS, &labels("")[..3], row.retransmits as f64);
-        }
-        for (index, direction) in ["sent", "received"].into_iter().enumerate() {
-            out.counter(&metrics::TCP_RESETS, &[direction], self.bank.resets[index] as f64);
-        }
-        out.histogram(&metrics::TCP_CONNECT, &[], &self.bank.connect, metrics::LATENCY_BOUNDS);
-        out.histogram(&metrics::TCP_RTT, &[], &self.bank.rtt, metrics::LATENCY_BOUNDS);
-        for role in Role::ALL {
-            let lifetime = &self.bank.lifetime[role as usize];
-            out.histogram(&metrics::TCP_LIFETIME, &[role.name()], lifetime, metrics::LIFETIME_BOUNDS);
-        }
-        let reasons = [Loss::MapFull, Loss::LateAttach, Loss::SocketStorage, Loss::Budget];
-        describe_losses(Probe::Tcp, &self.bank.lost, &reasons, out);
-    }
-}
+use sweep::Sweep;
+pub use totals::TcpTotals;
 
 /// The running probe.
 pub struct Tcp {
-    sweep: Option<Iter>,
+    sweep: Option<Sweep>,
+    /// Unix time until which all that happened is in the totals.
+    until_seconds: f64,
     /// The map that remembers sockets.
     sockets: &'static str,
     /// Those that adopt open connections, by name.
@@ -233,11 +173,17 @@ impl Tcp {
         let adopt = adopt.filter_map(|name| Some((name, kernel.take_iterator(name)?))).collect();
         let walk = kernel.take_iterator(program::TCP_WALK);
         let sockets = if walk.is_some() { map::TCP_BY_ADDRESS } else { map::TCP_SOCKETS };
-        // A walk adopts, too.
-        let sweep = kernel.take_iterator(program::TCP_SWEEP).or(walk);
+        let sweep = kernel.take_iterator(program::TCP_SWEEP);
         let both = |[a, b]: [&str; 2]| Ok::<_, anyhow::Error>([kernel.map(a)?, kernel.map(b)?]);
+        if let Some(walk) = &walk
+            && let Err(error) = walk.run()
+        {
+            tracing::warn!("cannot adopt open connections: {error}");
+        }
         let mut tcp = Self {
-            sweep,
+            // A walk adopts, too, whenever it sweeps.
+            sweep: sweep.or(walk).map(Sweep::new),
+            until_seconds: 0.0,
             sockets,
             adopt,
             shed_seconds: 0.0,
@@ -293,9 +239,7 @@ impl Tcp {
     /// Follows the connections that are open and not followed.
     fn adopt(&mut self) {
         let began = thread_seconds();
-        let walk = self.sweep.as_ref().filter(|_| self.sockets == map::TCP_BY_ADDRESS);
-        let adopt = self.adopt.iter().map(|(name, iter)| (*name, iter));
-        for (name, iter) in adopt.chain(walk.map(|walk| (program::TCP_WALK, walk))) {
+        for (name, iter) in &self.adopt {
             if let Err(error) = iter.run() {
                 tracing::warn!("cannot adopt open connections: iterator `{name}`: {error}");
             }
@@ -330,13 +274,22 @@ impl Reader for Tcp {
         Probe::Tcp
     }
 
-    fn read(&mut self, context: &mut Context<'_>) -> io::Result<()> {
-        let Context { control, stats, workloads, flows, errors, lacking_seconds } = context;
-        if let Some(sweep) = &self.sweep {
-            sweep.run()?;
+    fn read(&mut self, context: &mut Context<'_>) -> io::Result<f64> {
+        let Context { control, stats, workloads, flows, errors, lacking_seconds, purse_seconds, now_seconds } =
+            context;
+        // What was swept between two readings is read before the next sweep begins.
+        let mut swept = self.sweep.as_mut().and_then(Sweep::take);
+        let is_before = swept.is_some();
+        match &mut self.sweep {
+            Some(sweep) if !is_before => {
+                sweep.read(*now_seconds, *purse_seconds)?;
+                swept = sweep.take();
+            }
+            Some(_) => {}
+            // None are known to be open.
+            None => swept = Some(*now_seconds),
         }
         let totals = &mut self.totals;
-        totals.recount();
         let bank: TcpBank = self.bank.read()?;
         let sampler = stats.programs[Program::TcpState as usize].sampler;
         let events = sampler.since(&std::mem::replace(&mut self.sampler, sampler));
@@ -368,7 +321,7 @@ impl Reader for Tcp {
                 row.opened[role] - sampled + opened.count(sampled)
             });
             let row = TcpRow { opened: scaled, ..row };
-            totals.workloads.add(id, &row);
+            totals.add(id, &row);
             // What was seen for itself alone has no error.
             let sampled = row.opened_sampled.iter().map(|count| opened.value(*count)).sum();
             add(0, id, sampled, row.opened_variance);
@@ -404,18 +357,32 @@ impl Reader for Tcp {
             };
             added.finish(errors, METRICS[n], ratio, windows[n]);
         }
-        let swept = totals.bank.swept;
         totals.set_bank(bank, flows);
-        if control.tcp_shed() || std::mem::take(&mut self.recounts) {
-            // Ends that nobody saw left the count too high.
-            control.set_sockets(totals.bank.swept.wrapping_sub(swept));
+        if let Some(since_seconds) = swept {
+            let visited = totals.swept();
+            if control.tcp_shed() || std::mem::take(&mut self.recounts) {
+                // Ends that nobody saw left the count too high.
+                control.set_sockets(visited);
+            }
+            self.until_seconds = since_seconds;
+        }
+        if let (Some(sweep), true) = (&mut self.sweep, is_before) {
+            sweep.read(*now_seconds, *purse_seconds)?;
         }
         self.residuals();
-        result
+        result.map(|()| self.until_seconds)
     }
 
     fn forget(&mut self, gone: &HashSet<Id>) {
         self.totals.workloads.forget(gone);
+    }
+
+    fn is_unfinished(&self) -> bool {
+        self.sweep.as_ref().is_some_and(Sweep::is_under_way)
+    }
+
+    fn go_on(&mut self, seconds: f64) -> io::Result<()> {
+        self.sweep.as_mut().map_or(Ok(()), |sweep| sweep.go_on(seconds))
     }
 
     fn tick(&mut self, tick: &Tick<'_>) -> io::Result<()> {
