@@ -43,7 +43,7 @@ pub struct StorageElement {
 /// What `iter/task_file` hands over (`bpf_iter__task_file`, kernel/bpf/task_iter.c, 6.18).
 #[repr(C)]
 pub struct TaskFile {
-    meta: *const c_void,
+    meta: *const Meta,
     task: *const c_void,
     fd: u64,
     file: *const c_void,
@@ -57,11 +57,13 @@ pub struct TcpSocket {
     uid: u64,
 }
 
-/// Sockets between two places where user space may stop a sweep and go on later.
-const SLICE: u64 = 512;
+/// Sockets between two places where user space may stop and go on later. The kernel finds such a place by walking there over all
+/// before it, so few are better.
+const SOCKETS_SLICE: u64 = 4096;
+/// The same of files, which the kernel finds by their numbers.
+const FILES_SLICE: u64 = 512;
 
-/// Visits every followed socket of every network namespace and counts what it moved since the last visit. Where a slice ends it
-/// writes a byte, at which the kernel returns to who reads.
+/// Visits every followed socket of every network namespace and counts what it moved since the last visit.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/bpf_sk_storage_map")]
 pub extern "C" fn tcp_sweep(ctx: *const StorageElement) -> c_int {
@@ -72,10 +74,20 @@ pub extern "C" fn tcp_sweep(ctx: *const StorageElement) -> c_int {
             return 0;
         }
         sweep::<InSocket>(sk, socket, Lock::Open);
-        let meta = (*ctx).meta;
-        if (*meta).number % SLICE == SLICE - 1 {
-            let end = [0u8];
-            bpf_seq_write((*meta).seq.cast(), end.as_ptr().cast(), 1);
+        end_slice((*ctx).meta, SOCKETS_SLICE)
+    }
+}
+
+/// Where a slice ends, writes a byte, at which the kernel returns to who reads. Returns what an iterator that goes on does.
+///
+/// # Safety
+/// `meta` is what the kernel passed to an iterator.
+#[inline(always)]
+unsafe fn end_slice(meta: *const Meta, slice: u64) -> c_int {
+    // SAFETY: as the caller promises.
+    unsafe {
+        if (*meta).number % slice == slice - 1 {
+            bpf_seq_write((*meta).seq.cast(), [0u8].as_ptr().cast(), 1);
         }
     }
     0
@@ -99,11 +111,16 @@ fn sweep<M: Memory>(sk: *const c_void, socket: *mut Socket, lock: Lock) {
         } else {
             add(&raw mut (*row).alive[1], 1);
         }
-        if let Some(moved) = socket::moved(sk, lock) {
-            socket::account::<M>(socket, &moved, Reading::Sweep, bank, Weight::ONE);
-            if moved.rtt_ns != 0 {
-                maps::observe(&raw mut (*bank).rtt, moved.rtt_ns, Weight::ONE);
+        let rtt_ns = match socket::idle(sk, socket) {
+            Some(rtt_ns) => rtt_ns,
+            None => {
+                let Some(moved) = socket::moved(sk, lock) else { return };
+                socket::account::<M>(socket, &moved, Reading::Sweep, bank, Weight::ONE);
+                moved.rtt_ns
             }
+        };
+        if rtt_ns != 0 {
+            maps::observe(&raw mut (*bank).rtt, rtt_ns, Weight::ONE);
         }
     }
 }
@@ -118,7 +135,8 @@ pub extern "C" fn tcp_listen(ctx: *const TaskFile) -> c_int {
     {
         listens(sk);
     }
-    0
+    // SAFETY: as above.
+    unsafe { end_slice((*ctx).meta, FILES_SLICE) }
 }
 
 /// Notes the port of a socket that listens.
@@ -156,7 +174,8 @@ pub extern "C" fn tcp_adopt(ctx: *const TaskFile) -> c_int {
         // SAFETY: a map value.
         maps::lose(unsafe { &raw mut (*bank).lost }, Loss::SocketStorage);
     }
-    0
+    // SAFETY: the kernel passes a context of this layout.
+    unsafe { end_slice((*ctx).meta, FILES_SLICE) }
 }
 
 /// Visits every socket of this network namespace, where the kernel keeps nothing in sockets: notes those that listen, sweeps those

@@ -193,6 +193,37 @@ pub enum Lock {
     Held,
 }
 
+/// The smoothed round-trip time of a followed socket that moved nothing since it was last counted, as far as two words say: most
+/// are idle at a sweep, and what else there is to read of them is not in the cache. A retransmission is sent, too. A connection
+/// that had retransmissions or a FIN is never idle, and all of it is read.
+#[inline(always)]
+pub fn idle(sk: *const c_void, socket: *mut Socket) -> Option<u64> {
+    // SAFETY: `sk` is a `sock` by BTF, the helper checks that it is a `tcp_sock`; socket storage is a map value.
+    unsafe {
+        let tcp: *const c_void = bpf_skc_to_tcp_sock(sk.cast_mut()).cast();
+        if tcp.is_null() {
+            return None;
+        }
+        let counted = &raw const (*socket).counted;
+        let is_idle = get(&raw const (*counted).connections) != 0
+            && load::<u64>(tcp, &facts::TCP_BYTES_SENT) == get(&raw const (*counted).sent_bytes)
+            && load::<u64>(tcp, &facts::TCP_BYTES_RECEIVED) == get(&raw const (*counted).received_bytes);
+        is_idle.then(|| rtt_ns(tcp))
+    }
+}
+
+/// Smoothed round-trip time in nanoseconds.
+///
+/// # Safety
+/// `tcp` is a `tcp_sock` by BTF.
+#[inline(always)]
+unsafe fn rtt_ns(tcp: *const c_void) -> u64 {
+    // SAFETY: as the caller promises.
+    let srtt_us: u32 = unsafe { load(tcp, &facts::TCP_SRTT_US) };
+    // Kept times eight (include/linux/tcp.h, 6.18).
+    u64::from(srtt_us >> 3) * 1000
+}
+
 /// Reads the kernel's counters of a full TCP socket; `None` when it is not one.
 #[inline(always)]
 pub fn moved(sk: *const c_void, lock: Lock) -> Option<Moved> {
@@ -208,14 +239,12 @@ pub fn moved(sk: *const c_void, lock: Lock) -> Option<Moved> {
         // net/ipv4/tcp_output.c, 6.18): one that comes in between is too few bytes, which the next reading adds.
         let resent: u64 = load(after(tcp, sent), &facts::TCP_BYTES_RETRANS);
         let retransmits: u32 = load(tcp, &facts::TCP_TOTAL_RETRANS);
-        let srtt_us: u32 = load(tcp, &facts::TCP_SRTT_US);
         Some(Moved {
             sent_bytes: sent.wrapping_sub(resent),
             received_bytes,
             doubtful_bytes,
             retransmits: retransmits.into(),
-            // Kept times eight (include/linux/tcp.h, 6.18).
-            rtt_ns: u64::from(srtt_us >> 3) * 1000,
+            rtt_ns: rtt_ns(tcp),
             // An `inet_sock` is what a `tcp_sock` begins with (include/linux/tcp.h, 6.18).
             local_port: u16::from_be(load(tcp, &facts::INET_SPORT)),
         })

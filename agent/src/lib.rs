@@ -9,6 +9,7 @@ pub mod budget;
 pub mod cardinality;
 pub mod check;
 pub mod cli;
+pub mod clock;
 pub mod collect;
 pub mod docs;
 pub mod estimate;

@@ -24,6 +24,8 @@ const MEAN_SECONDS: f64 = 1.25;
 /// The part of the budget that probes may cost also while a debt is repaid: less would save next to
 /// nothing, and see nothing.
 const LEAST: f64 = 0.05;
+/// The part of the bucket that a tick may spend on what has to go on.
+const TICK_LEAST: f64 = 0.2;
 /// The part of the bucket that one window may cost: two of different probes may come together, and
 /// a scrape besides.
 const WINDOW: f64 = 0.8;
@@ -89,6 +91,11 @@ impl Bucket {
         }
         let level = (self.level_seconds + self.budget_cores * seconds - spent_seconds).min(self.capacity());
         Purse::new(level, self.capacity())
+    }
+
+    /// CPU seconds that a tick may always spend on what has to go on.
+    pub fn tick_least_seconds(&self) -> f64 {
+        if self.budget_cores.is_infinite() { f64::INFINITY } else { TICK_LEAST * self.capacity() }
     }
 
     /// CPU seconds that are kept for what comes unplanned.

@@ -40,6 +40,9 @@ const PROCESS_AVERAGE_SECONDS: f64 = 10.0;
 /// is measured a little higher.
 const ALLOCATED: f64 = 0.9;
 
+/// The part of what can be spared that a tick may spend on what goes on from tick to tick.
+const TICK_SHARE: f64 = 0.5;
+
 /// What ends a tick.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
@@ -247,9 +250,19 @@ impl Budget {
         self.owed_seconds = seconds;
     }
 
-    /// CPU seconds that are left in the bucket by what can wait.
-    pub fn reserve_seconds(&self) -> f64 {
-        self.bucket.as_ref().map_or(0.0, Bucket::reserve_seconds)
+    /// CPU seconds that a tick may spend on what has to go on: a part of what can be spared, and
+    /// what does not stop all else, unless there is a debt.
+    pub fn tick_may_seconds(&self) -> f64 {
+        let least = self.bucket.as_ref().map_or(0.0, |bucket| bucket.tick_least_seconds());
+        let least = if self.purse().seconds() > 0.0 { least } else { 0.0 };
+        least.max(TICK_SHARE * self.spare_seconds())
+    }
+
+    /// CPU seconds that can be spared now for what can wait: it leaves a reserve, and what a scrape
+    /// asked for.
+    pub fn spare_seconds(&self) -> f64 {
+        let kept = self.bucket.as_ref().map_or(0.0, Bucket::reserve_seconds) + self.owed_seconds;
+        (self.purse().seconds() - kept).max(0.0)
     }
 
     /// CPU seconds that the programs inside of the budget took so far.
@@ -257,11 +270,6 @@ impl Budget {
         let sampled = self.probes.iter().map(|of| of.probe);
         let in_budget = sampled.chain(self.unsampled.iter().copied().filter(|of| !self.exact.contains(of)));
         in_budget.flat_map(programs).map(|program| self.meter.total_seconds(program)).sum()
-    }
-
-    /// CPU seconds that may be spent at once.
-    pub fn level_seconds(&self) -> f64 {
-        self.bucket.as_ref().map_or(f64::INFINITY, Bucket::level_seconds)
     }
 
     /// Seconds since the last tick ended.

@@ -27,7 +27,12 @@ impl Purse {
         self.is_full || cost_seconds <= self.seconds
     }
 
-    /// Takes out what something cost, or will.
+    /// Takes out what something will cost that is bought in any case.
+    pub fn reserve(&mut self, cost_seconds: f64) {
+        self.seconds -= cost_seconds;
+    }
+
+    /// Takes out what something cost.
     pub fn pay(&mut self, cost_seconds: f64) {
         self.seconds -= cost_seconds;
         self.is_full &= self.seconds.is_infinite() || cost_seconds <= 0.0;
@@ -56,6 +61,8 @@ mod tests {
     #[test]
     fn what_costs_more_than_the_bucket_holds_is_bought_first_from_a_full_one() {
         let mut purse = Purse::new(0.0095, 0.01);
+        assert!(purse.can_pay(0.05));
+        purse.reserve(0.002);
         assert!(purse.can_pay(0.05));
         purse.pay(0.001);
         assert!(!purse.can_pay(0.05), "something was bought already");

@@ -11,7 +11,9 @@ use prometheus::process_collector::ProcessCollector;
 use siskin_ebpf::Probe;
 
 use crate::{
-    budget::{AttachCost, Budget, End, allocation::Setting, duty::Window, meter::thread_seconds},
+    budget::{
+        AttachCost, Budget, End, allocation::Setting, duty::Window, meter::thread_seconds, purse::Purse,
+    },
     cardinality::Bound,
     estimate::Errors,
     flows::FlowTable,
@@ -142,14 +144,15 @@ impl Collector {
                 state.budget.set_owed(describe_seconds);
                 return snapshot;
             }
-            purse.pay(describe_seconds);
+            purse.reserve(describe_seconds);
             let (is_read, owed_seconds) = state.read(Wanted::Payable(purse));
             state.budget.set_owed(owed_seconds);
             if !is_read {
                 return snapshot;
             }
         } else {
-            state.read(Wanted::All);
+            // The first is due.
+            state.read(Wanted::All(purse));
         }
         // Not beside the new one: with many series each takes megabytes.
         state.last = None;
@@ -184,13 +187,13 @@ impl Collector {
         let mut state = self.lock();
         let control = &state.kernel.control;
         if state.workloads.is_crowded() {
-            state.read(Wanted::All);
+            state.read(Wanted::All(Purse::UNLIMITED));
         } else if state.readers.iter().any(|reader| reader.fills_up(control)) {
             state.read(Wanted::FillingUp);
         }
         let State { budget, readers, .. } = &mut *state;
         for reader in readers.iter_mut().filter(|reader| reader.is_unfinished()) {
-            let seconds = budget.purse().seconds() - budget.reserve_seconds();
+            let seconds = budget.spare_seconds();
             if seconds <= 0.0 {
                 continue;
             }
@@ -246,7 +249,7 @@ impl Collector {
                 stats: budget.stats(),
                 attached_seconds: budget.is_attached(probe).then(|| budget.tick_seconds()),
                 now_seconds: began.elapsed().as_secs_f64(),
-                level_seconds: budget.level_seconds(),
+                may_seconds: budget.tick_may_seconds(),
                 control: &kernel.control,
             };
             if let Err(error) = reader.tick(&tick) {

@@ -1,12 +1,13 @@
 //! Which parts of a reading are read now.
 
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use siskin_ebpf::Probe;
 
 use super::State;
 use crate::{
     budget::{meter::thread_seconds, purse::Purse},
+    clock::unix_seconds,
     probes::Context,
 };
 
@@ -17,7 +18,7 @@ pub struct Reading {
     pub seconds: f64,
     /// Whether it succeeded.
     pub success: bool,
-    /// What it cost, in CPU seconds.
+    /// What it cost that cannot be divided, in CPU seconds.
     pub cost_seconds: f64,
     /// Unix time until which all that happened is in the totals; of the last that succeeded.
     pub until_seconds: f64,
@@ -32,8 +33,8 @@ pub enum Wanted {
     Payable(Purse),
     /// Those whose tables fill up, whatever it costs: rows would be lost.
     FillingUp,
-    /// All, whatever it costs.
-    All,
+    /// All, whatever it costs; what can be divided as the purse can pay.
+    All(Purse),
 }
 
 impl State {
@@ -48,8 +49,8 @@ impl State {
         flows.retire(|id| workloads.is_over(id));
         workloads.retire(&flows.workloads());
         let mut purse = match wanted {
-            Wanted::Payable(purse) => purse,
-            Wanted::FillingUp | Wanted::All => Purse::UNLIMITED,
+            Wanted::Payable(purse) | Wanted::All(purse) => purse,
+            Wanted::FillingUp => Purse::UNLIMITED,
         };
         let (mut is_read, mut owed_seconds) = (false, 0.0);
         for index in self.oldest_first() {
@@ -62,7 +63,7 @@ impl State {
                     false
                 }
                 Wanted::FillingUp => reader.fills_up(&self.kernel.control),
-                Wanted::Payable(_) | Wanted::All => true,
+                Wanted::Payable(_) | Wanted::All(_) => true,
             };
             if is_wanted {
                 is_read = true;
@@ -103,6 +104,7 @@ impl State {
         let (begin, cpu_began, now_seconds) = (Instant::now(), thread_seconds(), unix_seconds());
         let reader = &mut self.readers[index];
         let probe = reader.probe();
+        let mut divided_seconds = 0.0;
         let result = reader.read(&mut Context {
             control: &self.kernel.control,
             stats: self.budget.stats(),
@@ -111,9 +113,10 @@ impl State {
             errors: &mut self.errors,
             lacking_seconds: self.budget.lacking_seconds(probe),
             purse_seconds: purse.seconds(),
+            divided_seconds: &mut divided_seconds,
             now_seconds,
         });
-        let cost_seconds = thread_seconds() - cpu_began;
+        let cost_seconds = thread_seconds() - cpu_began - divided_seconds;
         self.budget.item_took("reading", cost_seconds);
         let reading =
             Reading { seconds: begin.elapsed().as_secs_f64(), success: result.is_ok(), cost_seconds, ..last };
@@ -134,9 +137,4 @@ impl State {
         let until = readings.map(|reading| reading.map_or(0.0, |reading| reading.until_seconds));
         until.reduce(f64::min).unwrap_or_default()
     }
-}
-
-/// Seconds of Unix time.
-fn unix_seconds() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |now| now.as_secs_f64())
 }

@@ -65,6 +65,8 @@ pub struct Context<'a> {
     pub lacking_seconds: f64,
     /// CPU seconds that may be spent: what can be divided goes on later.
     pub purse_seconds: f64,
+    /// CPU seconds that were spent on that.
+    pub divided_seconds: &'a mut f64,
     /// Unix time.
     pub now_seconds: f64,
 }
@@ -77,8 +79,8 @@ pub struct Tick<'a> {
     pub attached_seconds: Option<f64>,
     /// Seconds since the agent began.
     pub now_seconds: f64,
-    /// CPU seconds that may be spent at once.
-    pub level_seconds: f64,
+    /// CPU seconds that it may spend on what goes on from tick to tick.
+    pub may_seconds: f64,
     /// The map that is shared with the programs.
     pub control: &'a Control,
 }

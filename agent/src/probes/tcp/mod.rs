@@ -10,7 +10,7 @@ use siskin_ebpf::{
 
 use super::{Context, Limits, Reader, Tick, bank_rows};
 use crate::{
-    budget::{duty::Window, meter::thread_seconds},
+    budget::duty::Window,
     estimate::{
         Added, Calibration, DutyCycle, ENOUGH_SAMPLES, Ratio, Residual, Sampled, Scale,
         errors::TCP as METRICS,
@@ -18,7 +18,6 @@ use crate::{
     kernel::{
         control::Control,
         hook::{Group, Hook, Needs, Point, Way},
-        iter::Iter,
         loader::{Kernel, possible_cpus},
         memory::{Kind, Plan},
         rows::{Bank, Rows},
@@ -107,9 +106,11 @@ pub fn plans(limits: &Limits) -> Vec<Plan> {
     ]
 }
 
+mod adoption;
 mod sweep;
 mod totals;
 
+use adoption::Adoption;
 use sweep::Sweep;
 pub use totals::TcpTotals;
 
@@ -120,13 +121,9 @@ pub struct Tcp {
     until_seconds: f64,
     /// The map that remembers sockets.
     sockets: &'static str,
-    /// Those that adopt open connections, by name.
-    adopt: Vec<(&'static str, Iter)>,
+    adoption: Adoption,
     /// When connections were last left out, in seconds since the agent began.
     shed_seconds: f64,
-    /// When connections were adopted last, and what it cost.
-    adopted_seconds: f64,
-    adopt_cost_seconds: f64,
     /// Whether the next reading counts the sockets that are followed.
     recounts: bool,
     /// The variance of what was skipped until the last tick.
@@ -148,16 +145,6 @@ pub struct Tcp {
     ends: Residual<3>,
     duty: DutyCycle<6>,
 }
-
-/// Seconds without a connection left out after which those that were left out before are adopted,
-const CALM_SECONDS: f64 = 1.0;
-/// and after which they are, whatever it costs.
-const LONG_CALM_SECONDS: f64 = 10.0;
-/// Seconds between two adoptions while connections are left out: those that last are followed from
-/// then on, with all that they moved before.
-const ADOPT_SECONDS: f64 = 5.0;
-/// The part of what may be spent at once that an adoption may take.
-const ADOPT_SHARE: f64 = 0.5;
 
 /// The unit of the variance of bytes.
 const BYTES_UNIT: f64 = 16.0;
@@ -185,10 +172,8 @@ impl Tcp {
             sweep: sweep.or(walk).map(Sweep::new),
             until_seconds: 0.0,
             sockets,
-            adopt,
+            adoption: Adoption::new(adopt),
             shed_seconds: 0.0,
-            adopted_seconds: 0.0,
-            adopt_cost_seconds: 0.0,
             recounts: false,
             count_variance: 0,
             bank: Bank::new(kernel.map(map::TCP_BANK)?, size_of::<TcpBank>(), possible_cpus()?),
@@ -203,80 +188,22 @@ impl Tcp {
             ends: Residual::default(),
             duty: DutyCycle::default(),
         };
-        tcp.adopt();
+        tcp.adoption.run();
         Ok(tcp)
     }
 
-    /// Reads the errors of what beginnings and ends add.
-    fn residuals(&mut self) {
-        let TcpBank { events, variance, ended, .. } = &self.totals.bank;
-        let Sampler { count_variance, sampled_variance, estimated, .. } = self.sampler;
-        let failed = Sampled {
-            count_variance,
-            sampled_variance,
-            estimated,
-            sums: [events.failed as f64],
-            squares: [variance.failed],
-        };
-        self.failed.read(&failed, false);
-        // Beginnings and ends have one sampler: of ends alone the variance is known as far as they
-        // were sampled.
-        let ends = Sampled {
-            count_variance: variance.connections,
-            sampled_variance: variance.connections,
-            estimated: ended.estimated,
-            sums: [
-                events.sent_bytes as f64 / BYTES_UNIT,
-                events.received_bytes as f64 / BYTES_UNIT,
-                events.retransmits as f64,
-            ],
-            squares: [variance.sent_bytes, variance.received_bytes, variance.retransmits],
-        };
-        // Not as a ratio: what followed connections moved is among the sums.
-        self.ends.read(&ends, false);
-    }
-
-    /// Follows the connections that are open and not followed.
-    fn adopt(&mut self) {
-        let began = thread_seconds();
-        for (name, iter) in &self.adopt {
-            if let Err(error) = iter.run() {
-                tracing::warn!("cannot adopt open connections: iterator `{name}`: {error}");
-            }
-        }
-        self.adopt_cost_seconds = thread_seconds() - began;
-    }
-}
-
-/// What a flow's sockets moved, of which a part was sampled: that part is scaled as the ends of
-/// connections are.
-fn scaled(moved: &SocketCounters, sampled: &SocketCounters, ends: &mut Scale) -> SocketCounters {
-    let exact = |all: u64, sampled: u64| all.saturating_sub(sampled);
-    let value = |all, sampled| exact(all, sampled) + ends.value(sampled);
-    SocketCounters {
-        sent_bytes: value(moved.sent_bytes, sampled.sent_bytes),
-        received_bytes: value(moved.received_bytes, sampled.received_bytes),
-        retransmits: value(moved.retransmits, sampled.retransmits),
-        connections: exact(moved.connections, sampled.connections) + ends.count(sampled.connections),
-    }
-}
-
-/// The units of their variances.
-const UNITS: [f64; 6] = [1.0, 1.0, 1.0, BYTES_UNIT, BYTES_UNIT, 1.0];
-
-fn words(events: &TcpEvents) -> [u64; 6] {
-    let TcpEvents { opened, failed, connections, sent_bytes, received_bytes, retransmits } = *events;
-    [opened, failed, connections, sent_bytes, received_bytes, retransmits]
-}
-
-impl Reader for Tcp {
-    fn probe(&self) -> Probe {
-        Probe::Tcp
-    }
-
-    fn read(&mut self, context: &mut Context<'_>) -> io::Result<f64> {
-        let Context { control, stats, workloads, flows, errors, lacking_seconds, purse_seconds, now_seconds } =
-            context;
+    fn read_all(&mut self, context: &mut Context<'_>) -> io::Result<f64> {
+        let Context {
+            control,
+            stats,
+            workloads,
+            flows,
+            errors,
+            lacking_seconds,
+            purse_seconds,
+            now_seconds,
+            ..
+        } = context;
         // What was swept between two readings is read before the next sweep begins.
         let mut swept = self.sweep.as_mut().and_then(Sweep::take);
         let is_before = swept.is_some();
@@ -373,12 +300,84 @@ impl Reader for Tcp {
         result.map(|()| self.until_seconds)
     }
 
-    fn forget(&mut self, gone: &HashSet<Id>) {
-        self.totals.workloads.forget(gone);
+    /// Where only a walk adopts, walks; says whether all are adopted, as they are elsewhere.
+    fn walked(&mut self) -> io::Result<bool> {
+        match &mut self.sweep {
+            Some(sweep) if self.sockets == map::TCP_BY_ADDRESS => sweep.whole(),
+            _ => Ok(true),
+        }
+    }
+
+    /// Reads the errors of what beginnings and ends add.
+    fn residuals(&mut self) {
+        let TcpBank { events, variance, ended, .. } = &self.totals.bank;
+        let Sampler { count_variance, sampled_variance, estimated, .. } = self.sampler;
+        let failed = Sampled {
+            count_variance,
+            sampled_variance,
+            estimated,
+            sums: [events.failed as f64],
+            squares: [variance.failed],
+        };
+        self.failed.read(&failed, false);
+        // Beginnings and ends have one sampler: of ends alone the variance is known as far as they
+        // were sampled.
+        let ends = Sampled {
+            count_variance: variance.connections,
+            sampled_variance: variance.connections,
+            estimated: ended.estimated,
+            sums: [
+                events.sent_bytes as f64 / BYTES_UNIT,
+                events.received_bytes as f64 / BYTES_UNIT,
+                events.retransmits as f64,
+            ],
+            squares: [variance.sent_bytes, variance.received_bytes, variance.retransmits],
+        };
+        // Not as a ratio: what followed connections moved is among the sums.
+        self.ends.read(&ends, false);
+    }
+}
+
+/// What a flow's sockets moved, of which a part was sampled: that part is scaled as the ends of
+/// connections are.
+fn scaled(moved: &SocketCounters, sampled: &SocketCounters, ends: &mut Scale) -> SocketCounters {
+    let exact = |all: u64, sampled: u64| all.saturating_sub(sampled);
+    let value = |all, sampled| exact(all, sampled) + ends.value(sampled);
+    SocketCounters {
+        sent_bytes: value(moved.sent_bytes, sampled.sent_bytes),
+        received_bytes: value(moved.received_bytes, sampled.received_bytes),
+        retransmits: value(moved.retransmits, sampled.retransmits),
+        connections: exact(moved.connections, sampled.connections) + ends.count(sampled.connections),
+    }
+}
+
+/// The units of their variances.
+const UNITS: [f64; 6] = [1.0, 1.0, 1.0, BYTES_UNIT, BYTES_UNIT, 1.0];
+
+fn words(events: &TcpEvents) -> [u64; 6] {
+    let TcpEvents { opened, failed, connections, sent_bytes, received_bytes, retransmits } = *events;
+    [opened, failed, connections, sent_bytes, received_bytes, retransmits]
+}
+
+impl Reader for Tcp {
+    fn probe(&self) -> Probe {
+        Probe::Tcp
+    }
+
+    fn read(&mut self, context: &mut Context<'_>) -> io::Result<f64> {
+        let spent = |sweep: &Option<Sweep>| sweep.as_ref().map_or(0.0, Sweep::spent_seconds);
+        let before = spent(&self.sweep);
+        let result = self.read_all(context);
+        *context.divided_seconds += spent(&self.sweep) - before;
+        result
     }
 
     fn is_unfinished(&self) -> bool {
         self.sweep.as_ref().is_some_and(Sweep::is_under_way)
+    }
+
+    fn forget(&mut self, gone: &HashSet<Id>) {
+        self.totals.workloads.forget(gone);
     }
 
     fn go_on(&mut self, seconds: f64) -> io::Result<()> {
@@ -403,15 +402,12 @@ impl Reader for Tcp {
         if !is_calm {
             self.shed_seconds = tick.now_seconds;
         }
-        let since = |seconds: f64| tick.now_seconds - seconds;
-        let calm_seconds = since(self.shed_seconds);
-        let is_due = calm_seconds >= CALM_SECONDS || since(self.adopted_seconds) >= ADOPT_SECONDS;
-        let can_pay = self.adopt_cost_seconds <= ADOPT_SHARE * tick.level_seconds;
-        if tick.control.tcp_shed() && is_due && (can_pay || calm_seconds >= LONG_CALM_SECONDS) {
-            self.adopt();
-            self.adopted_seconds = tick.now_seconds;
+        let calm_seconds = tick.now_seconds - self.shed_seconds;
+        if tick.control.tcp_shed()
+            && let Some(are_all) = self.adoption.tick(tick.now_seconds, calm_seconds, tick.may_seconds)
+        {
             self.recounts = true;
-            if calm_seconds >= CALM_SECONDS {
+            if are_all && self.walked()? {
                 tick.control.set_tcp_shed(false);
             }
         }

@@ -10,6 +10,7 @@ use std::io;
 
 use crate::{
     budget::meter::thread_seconds,
+    clock::unix_seconds,
     kernel::iter::{Iter, Walk},
 };
 
@@ -24,12 +25,14 @@ pub struct Sweep {
     /// Unix time at which it began.
     since_seconds: f64,
     is_over: bool,
+    /// CPU seconds that it took so far.
+    spent_seconds: f64,
 }
 
 impl Sweep {
     /// Sweeps by the iterator.
     pub fn new(iter: Iter) -> Self {
-        Self { iter, walk: None, since_seconds: 0.0, is_over: false }
+        Self { iter, walk: None, since_seconds: 0.0, is_over: false, spent_seconds: 0.0 }
     }
 
     /// Sweeps in a reading that may cost so many CPU seconds: goes on with what is under way, or
@@ -45,6 +48,19 @@ impl Sweep {
         self.go_on(purse_seconds * SHARE)
     }
 
+    /// Sweeps once between two readings. Returns `false` when one is under way, or not taken yet,
+    /// that began before.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn whole(&mut self) -> io::Result<bool> {
+        if self.is_over || self.walk.is_some() {
+            return Ok(false);
+        }
+        self.read(unix_seconds(), f64::INFINITY)?;
+        Ok(true)
+    }
+
     /// Whether one is under way.
     pub fn is_under_way(&self) -> bool {
         self.walk.is_some()
@@ -57,14 +73,22 @@ impl Sweep {
     pub fn go_on(&mut self, seconds: f64) -> io::Result<()> {
         let Some(mut walk) = self.walk.take() else { return Ok(()) };
         let began = thread_seconds();
-        while !walk.go_on()? {
-            if thread_seconds() - began >= seconds {
-                self.walk = Some(walk);
-                return Ok(());
+        let spent = || thread_seconds() - began;
+        let result = loop {
+            match walk.go_on() {
+                Ok(false) if spent() < seconds => {}
+                result => break result,
             }
-        }
-        self.is_over = true;
+        };
+        self.spent_seconds += spent();
+        self.is_over = result?;
+        self.walk = (!self.is_over).then_some(walk);
         Ok(())
+    }
+
+    /// CPU seconds that sweeps took so far.
+    pub fn spent_seconds(&self) -> f64 {
+        self.spent_seconds
     }
 
     /// Takes the one that is over: the Unix time at which it began. What it counted has to be read
