@@ -7,18 +7,18 @@
 use core::ffi::c_void;
 
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_NOEXIST},
+    bindings::{BPF_ANY, BPF_NOEXIST, BPF_RB_FORCE_WAKEUP},
     helpers::bpf_probe_read_kernel_str_bytes,
     macros::btf_tracepoint,
     programs::BtfTracePointContext,
 };
-use siskin_ebpf::{CGROUP_PATH_WORDS, CgroupKey, Loss, Program, Table};
+use siskin_ebpf::{CGROUP_PATH_WORDS, CgroupKey, Loss, NOTED, Program, Table};
 
 use crate::{
-    atomic::{add, set},
+    atomic::{add, get, set},
     facts::{self, load},
     log::trace,
-    maps::{self, CGROUP_BANK, CGROUP_DRAFT, CGROUP_NOTES, CONTROL},
+    maps::{self, CGROUP_BANK, CGROUP_DRAFT, CGROUP_NOTES, CONTROL, OVERLOAD},
     meter,
 };
 
@@ -96,7 +96,13 @@ fn note(key: &CgroupKey, note: &siskin_ebpf::CgroupNote, flags: u32) {
         Ok(()) => {
             if let Some(control) = CONTROL.get_ptr_mut(0) {
                 // SAFETY: the one element; the table's number is in range.
-                add(unsafe { (&raw mut (*control).rows).cast::<u64>().add(Table::Cgroup as usize * 2) }, 1);
+                let rows =
+                    unsafe { (&raw mut (*control).rows).cast::<u64>().add(Table::Cgroup as usize * 2) };
+                if get(rows) == 0 {
+                    // Without room there is something to be read already.
+                    let _ = OVERLOAD.output(NOTED, BPF_RB_FORCE_WAKEUP.into());
+                }
+                add(rows, 1);
             }
         }
         Err(_) => lose(Loss::MapFull),

@@ -1,4 +1,4 @@
-//! What happens by itself: the tick that ends every half second, and each probe's duty cycle.
+//! What happens by itself: the tick that ends every half second, or later when nothing happens, and each probe's duty cycle.
 
 use std::{
     future::pending,
@@ -8,7 +8,7 @@ use std::{
 };
 
 use aya::maps::{MapData, RingBuf};
-use siskin_ebpf::Probe;
+use siskin_ebpf::{NOTED, Probe};
 use tokio::{
     io::unix::AsyncFd,
     runtime::Handle,
@@ -33,7 +33,7 @@ use crate::{
 /// window stood for, too.
 const CLOSING: Duration = Duration::from_millis(250);
 
-/// Ends a tick every half second: drains tables that fill up, lets the budget decide, and says how
+/// Ends a tick every half second while anything happens: drains tables that fill up, lets the budget decide, and says how
 /// each probe is to be attached. An overload ends it early, when programs ran so often that it
 /// costs what may be spent: a load that rises is met when it has cost as much.
 pub async fn tick(
@@ -46,16 +46,31 @@ pub async fn tick(
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let next = select! {
+            // On this thread, unless it may take long: waking another costs more than the tick.
             _ = ticks.tick() => {
-                blocking(&site, |collector| {
-                    collector.drain();
-                    collector.tick()
+                let ended = match site.collector.try_tick() {
+                    Some(ended) => Some(ended),
+                    None => {
+                        let tick = |collector: &Collector| {
+                            collector.drain();
+                            collector.tick()
+                        };
+                        blocking(&site, tick).await
+                    }
+                };
+                ended.map(|(settings, length)| {
+                    ticks.reset_after(length);
+                    settings
                 })
-                .await
             }
             tick = notified(&mut overload) => {
-                // On this thread, unless a reading is under way: on a busy machine each that must
-                // be woken comes some milliseconds late.
+                if tick == NOTED {
+                    // What is short-lived keeps its name no longer than a tick usually is.
+                    ticks.reset_after(TICK);
+                    continue;
+                }
+                // On this thread, too: on a busy machine each that must be woken comes some
+                // milliseconds late.
                 let ended = match site.collector.try_overload(tick) {
                     Some(ended) => ended,
                     None => blocking(&site, move |collector| collector.overload(tick)).await.flatten(),

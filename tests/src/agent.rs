@@ -119,7 +119,7 @@ impl Agent {
                 return metrics;
             }
             // Being asked costs the agent something, too.
-            thread::sleep(Duration::from_millis(200));
+            thread::sleep(Duration::from_millis(300));
         }
     }
 

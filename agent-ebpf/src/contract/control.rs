@@ -37,6 +37,9 @@ impl Probe {
 /// Number of [`Probe`]s.
 pub const PROBES: usize = 5;
 
+/// What is notified instead of a tick when the first cgroup is noted since the notes were taken.
+pub const NOTED: u64 = 0;
+
 /// A table of keyed rows that is kept in two banks; its number indexes [`Control`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]

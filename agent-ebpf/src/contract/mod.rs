@@ -14,7 +14,7 @@ mod udp;
 mod words;
 
 pub use cgroup::{CGROUP_PATH_WORDS, CgroupBank, CgroupKey, CgroupNote};
-pub use control::{Control, LOSSES, Loss, PROBES, Probe, TABLES, Table};
+pub use control::{Control, LOSSES, Loss, NOTED, PROBES, Probe, TABLES, Table};
 pub use disk::{
     DiskBank, DiskKey, DiskOp, DiskRow, DiskTotal, DiskUncounted, DiskWorkloadKey, DiskWorkloadRow,
 };

@@ -32,6 +32,8 @@ const WINDOW: f64 = 0.8;
 /// The debt is remembered up to so many times what the bucket can hold: a process that alone costs
 /// more than the budget is to be seen, and not to blind the probes for hours after.
 const MOST_DEBT: f64 = 10.0;
+/// The part of the budget that is next to nothing.
+const QUIET: f64 = 0.2;
 /// While the bucket holds this part of what it can, a load that rises is paid from it,
 const AMPLE: f64 = 0.35;
 /// if it also lasts for so long: on a busy machine nobody comes much sooner.
@@ -116,6 +118,11 @@ impl Bucket {
     /// CPU seconds that were spent before they were there.
     pub fn debt_seconds(&self) -> f64 {
         (-self.level_seconds).max(0.0)
+    }
+
+    /// Whether the bucket is full, and next to nothing was spent in the last `seconds`.
+    pub fn is_quiet(&self, seconds: f64) -> bool {
+        self.filled() >= 1.0 && self.spent_seconds <= QUIET * self.budget_cores * seconds
     }
 
     /// Whether so much is left that a load which rises is paid from it: one that took what was

@@ -33,6 +33,12 @@ use purse::Purse;
 
 /// Length of a tick, after which the budget is looked at.
 pub const TICK: Duration = Duration::from_millis(500);
+/// Length of a tick after one in which nothing much happened: waking costs more than all else then,
+/// and a load that rises ends it by itself.
+const QUIET_TICK: Duration = Duration::from_secs(2);
+/// Budgets above this many cores have no quiet ticks: they can pay for being woken, and a load that
+/// they can pay for fills tables before it notifies anybody.
+const MOST_QUIET_CORES: f64 = 0.05;
 /// Seconds over which the cost of the process is averaged: scrapes come every few seconds.
 const PROCESS_AVERAGE_SECONDS: f64 = 10.0;
 
@@ -89,6 +95,8 @@ pub struct Budget {
     owed_seconds: f64,
     /// Whether the settings were chosen at the end of the last tick.
     is_planned: bool,
+    /// Whether nothing much happened in it.
+    is_quiet: bool,
     /// CPU seconds of the dearest reading and of the dearest end of a tick so far, which cannot be
     /// divided.
     largest_item_seconds: BTreeMap<&'static str, f64>,
@@ -119,6 +127,7 @@ impl Budget {
             interrupt_seconds: 0.0,
             owed_seconds: 0.0,
             is_planned: true,
+            is_quiet: false,
             largest_item_seconds: BTreeMap::new(),
             meter,
         }
@@ -134,6 +143,7 @@ impl Budget {
 
     /// Changes the budget; nothing when sampling is fixed by hand.
     pub fn set_cores(&mut self, cores: f64) {
+        self.is_quiet = false;
         if let Some(bucket) = &mut self.bucket {
             bucket.set_budget(cores);
             for of in &mut self.probes {
@@ -313,6 +323,10 @@ impl Budget {
         }
         let bucket = self.bucket.as_ref()?;
         let before: Vec<_> = self.probes.iter().map(|of| of.setting).collect();
+        let is_exact = |of: &ProbeBudget| of.setting == Setting::exact(of.probe);
+        self.is_quiet = bucket.budget_cores() <= MOST_QUIET_CORES
+            && bucket.is_quiet(seconds)
+            && self.probes.iter().all(is_exact);
         let is_planned = end == End::Time || !bucket.is_ample(seconds);
         self.is_planned = is_planned;
         if is_planned {
@@ -400,6 +414,11 @@ impl Budget {
         let runs = |stats: &AllStats| stats.programs[program as usize].runs;
         let added = runs(self.meter.stats()).saturating_sub(runs(&self.stats));
         added as f64 * (self.meter.run_seconds(program, false) + self.meter.event_seconds(program))
+    }
+
+    /// How long the tick that begins now is.
+    pub fn tick_length(&self) -> Duration {
+        if self.is_quiet { QUIET_TICK } else { TICK }
     }
 
     /// Whether the settings were chosen at the end of the last tick.

@@ -26,7 +26,7 @@ use crate::{
 mod describe;
 mod reading;
 
-use reading::{Reading, Wanted};
+use reading::{OLD_SECONDS, Reading, Wanted};
 
 /// What one reading brought.
 #[derive(Clone, Debug, Default)]
@@ -137,10 +137,11 @@ impl Collector {
             return Arc::clone(snapshot);
         }
         let mut purse = state.budget.purse();
-        if let Some((_, snapshot)) = &state.last {
+        if let Some((at, snapshot)) = &state.last {
+            let is_old = at.elapsed().as_secs_f64() >= OLD_SECONDS;
             let snapshot = Arc::clone(snapshot);
             let describe_seconds = state.describe_seconds;
-            if !purse.can_pay(describe_seconds) {
+            if !is_old && !purse.can_pay(describe_seconds) {
                 state.budget.set_owed(describe_seconds);
                 return snapshot;
             }
@@ -205,9 +206,27 @@ impl Collector {
         }
     }
 
-    /// Ends a tick of the budget because it is over. Returns how each probe is to be attached in the next.
-    pub fn tick(&self) -> Vec<Setting> {
-        Self::end_tick(&mut self.lock(), End::Time)
+    /// Ends a tick of the budget because it is over. Returns how each probe is to be attached in the next, and how long it is.
+    pub fn tick(&self) -> (Vec<Setting>, Duration) {
+        let mut state = self.lock();
+        let settings = Self::end_tick(&mut state, End::Time);
+        (settings, state.budget.tick_length())
+    }
+
+    /// The same, unless that may take long because a reading is under way, tables fill up or something was left undone: then
+    /// `None`.
+    pub fn try_tick(&self) -> Option<(Vec<Setting>, Duration)> {
+        let mut state = self.try_lock()?;
+        let State { readers, kernel, workloads, .. } = &*state;
+        let control = &kernel.control;
+        let mut readers = readers.iter();
+        let is_long = workloads.is_crowded()
+            || control.tcp_shed()
+            || readers.any(|reader| reader.fills_up(control) || reader.is_unfinished());
+        (!is_long).then(|| {
+            let settings = Self::end_tick(&mut state, End::Time);
+            (settings, state.budget.tick_length())
+        })
     }
 
     /// Ends a tick of the budget because of an overload in it. `None` when that was in an earlier
@@ -218,11 +237,7 @@ impl Collector {
 
     /// The same, unless a reading is under way: then `None`.
     pub fn try_overload(&self, tick: u64) -> Option<Option<Overload>> {
-        let mut state = match self.state.try_lock() {
-            Ok(state) => state,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return None,
-        };
+        let mut state = self.try_lock()?;
         Some(Self::end_overloaded(&mut state, tick))
     }
 
@@ -302,6 +317,14 @@ impl Collector {
     /// Changes the CPU budget.
     pub fn set_budget(&self, cores: f64) {
         self.lock().budget.set_cores(cores);
+    }
+
+    fn try_lock(&self) -> Option<MutexGuard<'_, State>> {
+        match self.state.try_lock() {
+            Ok(state) => Some(state),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

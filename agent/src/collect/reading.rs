@@ -22,8 +22,20 @@ pub struct Reading {
     pub cost_seconds: f64,
     /// Unix time until which all that happened is in the totals; of the last that succeeded.
     pub until_seconds: f64,
+    /// Unix time at which it began.
+    pub at_seconds: f64,
     /// The number of the last that succeeded.
     pub number: u64,
+}
+
+/// Seconds after which what cannot be paid is read all the same: a budget that is less than what the
+/// process costs alone still shows something.
+pub const OLD_SECONDS: f64 = 30.0;
+
+impl Reading {
+    fn is_old(&self, now_seconds: f64) -> bool {
+        now_seconds - self.at_seconds >= OLD_SECONDS
+    }
 }
 
 /// Which probes are to be read.
@@ -58,7 +70,10 @@ impl State {
             let last = self.readings.get(reader.probe().name()).copied().unwrap_or_default();
             let is_wanted = match wanted {
                 // What costs less could always be paid. It waits, so that this one is some time.
-                Wanted::Payable(_) if owed_seconds > 0.0 || !purse.can_pay(last.cost_seconds) => {
+                Wanted::Payable(_)
+                    if !last.is_old(unix_seconds())
+                        && (owed_seconds > 0.0 || !purse.can_pay(last.cost_seconds)) =>
+                {
                     owed_seconds += last.cost_seconds;
                     false
                 }
@@ -118,8 +133,13 @@ impl State {
         });
         let cost_seconds = thread_seconds() - cpu_began - divided_seconds;
         self.budget.item_took("reading", cost_seconds);
-        let reading =
-            Reading { seconds: begin.elapsed().as_secs_f64(), success: result.is_ok(), cost_seconds, ..last };
+        let reading = Reading {
+            seconds: begin.elapsed().as_secs_f64(),
+            success: result.is_ok(),
+            cost_seconds,
+            at_seconds: now_seconds,
+            ..last
+        };
         let reading = match result {
             Ok(until_seconds) => Reading { until_seconds, number, ..reading },
             Err(error) => {
