@@ -3,17 +3,20 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::{bindings::BPF_NOEXIST, macros::btf_tracepoint, programs::BtfTracePointContext};
+use aya_ebpf::{
+    bindings::BPF_NOEXIST, helpers::generated::bpf_get_smp_processor_id, macros::btf_tracepoint,
+    programs::BtfTracePointContext,
+};
 use siskin_ebpf::{
-    DiskBank, DiskKey, DiskOp, DiskRow, DiskWorkloadKey, DiskWorkloadRow, Latency, Loss, Probe, Program,
-    Table, Weight,
+    DISK_SHARDS, DiskBank, DiskKey, DiskOp, DiskRow, DiskWorkloadKey, DiskWorkloadRow, Latency, Loss, Probe,
+    Program, Table, Weight,
 };
 
 use crate::{
-    atomic::add,
+    atomic::{add, get},
     facts::{self, load, present},
     log::trace,
-    maps::{self, DISK_BANK, DISK_ROWS},
+    maps::{self, CONTROL, DISK_BANK, DISK_ROWS},
     meter, sampling,
 };
 
@@ -204,6 +207,16 @@ unsafe fn operation(rq: *const c_void, in_flush: bool, has_part: bool) -> DiskOp
     }
 }
 
+/// The shard of this CPU.
+#[inline(always)]
+fn shard() -> u32 {
+    // SAFETY: a map value.
+    let log2 = CONTROL.get_ptr(0).map_or(0, |of| unsafe { get(&raw const (*of).cpus_per_shard_log2) });
+    // SAFETY: the helper has no preconditions.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    (cpu >> (log2 as u32 & 31)) & (DISK_SHARDS - 1)
+}
+
 /// The whole disk that the request is for; 0:0 for a queue without one.
 #[inline(always)]
 fn device(rq: *const c_void, op: DiskOp) -> DiskKey {
@@ -217,10 +230,10 @@ fn device(rq: *const c_void, op: DiskOp) -> DiskKey {
         };
         (load(disk, &facts::DISK_MAJOR), load(disk, &facts::DISK_MINOR))
     };
-    DiskKey { major, minor, op: op as u32, padding: 0 }
+    DiskKey { major, minor, op: op as u32, shard: shard() }
 }
 
-/// The row of a device and operation on this CPU.
+/// The row of a device and operation, of the shard in the key.
 #[inline(always)]
 fn disk_row(key: &DiskKey) -> Option<*mut DiskRow> {
     if let Some(row) = DISK_ROWS.get_ptr_mut(key) {

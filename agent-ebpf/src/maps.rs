@@ -6,7 +6,7 @@ use core::hint::black_box;
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST},
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, SkStorage},
     macros::btf_map,
 };
 use siskin_ebpf::{
@@ -69,7 +69,7 @@ pub static TCP_LISTENERS: HashMap<Listener, u64, ROWS> = HashMap::new();
 #[btf_map(name = "disk_bank")]
 pub static DISK_BANK: PerCpuArray<DiskBank, 1> = PerCpuArray::new();
 #[btf_map(name = "disk_rows")]
-pub static DISK_ROWS: PerCpuHashMap<DiskKey, DiskRow, ROWS> = PerCpuHashMap::new();
+pub static DISK_ROWS: HashMap<DiskKey, DiskRow, ROWS> = HashMap::new();
 #[btf_map(name = "disk_work_a")]
 pub static DISK_WORKLOAD_ROWS_A: HashMap<DiskWorkloadKey, DiskWorkloadRow, ROWS> = HashMap::new();
 #[btf_map(name = "disk_work_b")]

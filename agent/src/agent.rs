@@ -120,7 +120,7 @@ async fn listen(flags: &Run) -> anyhow::Result<TcpListener> {
 /// # Errors
 /// When nothing can run: no privilege, no BTF, maps over their budget.
 pub fn load(enabled: &[Probe], sizes: &Sizes, paths: &Paths) -> anyhow::Result<Kernel> {
-    let limits = sizes.limits();
+    let limits = sizes.limits(possible_cpus()?);
     Kernel::load(&Request {
         sysfs: &paths.sysfs,
         enabled,
@@ -134,7 +134,7 @@ pub fn load(enabled: &[Probe], sizes: &Sizes, paths: &Paths) -> anyhow::Result<K
 /// Loads the programs, attaches them and gives up what privileges are not needed any more.
 fn start(flags: &Run) -> anyhow::Result<(State, Vec<Attachment>, Option<OwnedFd>)> {
     let peers = flags.peers.peers().map_err(anyhow::Error::msg)?;
-    let limits = flags.sizes.limits();
+    let limits = flags.sizes.limits(possible_cpus()?);
     let enabled = flags.collectors.enabled();
     if let Some(off) = flags.exact.iter().find(|probe| !enabled.contains(probe)) {
         bail!("--budget.exact names the probe {0}, which --no-collector.{0} turns off", off.name());

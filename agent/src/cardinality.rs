@@ -313,6 +313,7 @@ mod tests {
         workloads: 8,
         flows: 20,
         devices: 2,
+        shards: 1,
         sockets: 10,
         comms: 4,
         min_idle: Duration::ZERO,

@@ -8,7 +8,7 @@ use std::{
 
 use bytesize::ByteSize;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use siskin_ebpf::{MAX_PERIOD, Probe};
+use siskin_ebpf::{MAX_PERIOD, Probe, disk_shards};
 
 use crate::{
     budget::cores,
@@ -73,8 +73,8 @@ pub struct Run {
 
     /// CPU that Siskin may take, its programs and its process together: millicores (10m), cores
     /// (0.01), a percentage of one core (1%), or unlimited. Over any T seconds it takes at most
-    /// this times T + 1 s, plus one reading (a scrape's CPU time); what cannot be paid for is
-    /// sampled. The start, and probes named in --budget.exact, are not counted
+    /// this times T + 1 s, plus the reading of one probe. Events that cannot be paid for are
+    /// sampled, and a scrape that cannot is answered with older numbers. The start, and probes named in --budget.exact, are not counted
     #[arg(long = "budget.cpu", value_name = "CPU", default_value = "10m", value_parser = cores::parse)]
     pub cpu: f64,
 
@@ -242,11 +242,12 @@ impl Default for Sizes {
 }
 
 impl Sizes {
-    /// The sizes as the probes take them, from now on.
-    pub fn limits(&self) -> Limits {
+    /// The sizes as the probes take them on a machine with so many possible CPUs, from now on.
+    pub fn limits(&self, cpus: usize) -> Limits {
         let Self { memory: _, flows, workloads, comms, devices, sockets, min_idle, max_idle } = *self;
         let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
-        Limits { workloads, flows, devices, sockets, comms, min_idle, max_idle, started }
+        let shards = disk_shards(cpus as u32);
+        Limits { workloads, flows, devices, shards, sockets, comms, min_idle, max_idle, started }
     }
 }
 

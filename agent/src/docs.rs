@@ -15,7 +15,7 @@ pub fn text(document: Document) -> String {
     match document {
         Document::Metrics => metrics_page(),
         Document::Help => flags_page(),
-        Document::Cardinality => cardinality::page(GENERATED, &Sizes::default().limits()),
+        Document::Cardinality => cardinality::page(GENERATED, &Sizes::default().limits(1)),
     }
 }
 

@@ -3,13 +3,14 @@
 use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
 use siskin::{
+    cli::Sizes,
     kernel::{
         btf::Btf,
         facts,
         features::Features,
         hook::{Group, Needs, State},
         loader::{COMMON_MAPS, OBJECT},
-        memory::Kind,
+        memory::{Kind, total_bytes},
     },
     probes::{self, Limits},
 };
@@ -19,6 +20,7 @@ const LIMITS: Limits = Limits {
     workloads: 10,
     flows: 10,
     devices: 10,
+    shards: 2,
     sockets: 10,
     comms: 10,
     min_idle: Duration::ZERO,
@@ -55,7 +57,6 @@ fn every_map_of_the_object_is_planned_with_its_true_sizes() {
         let kind = match built.map_type() {
             1 | 9 => Kind::Hash,
             2 => Kind::Array,
-            5 => Kind::PerCpuHash,
             6 => Kind::PerCpuArray,
             24 => Kind::SocketStorage,
             27 => Kind::Ring,
@@ -63,6 +64,25 @@ fn every_map_of_the_object_is_planned_with_its_true_sizes() {
         };
         assert_eq!(kind, plan.kind, "{}", plan.name);
     }
+}
+
+#[test]
+fn the_defaults_start_on_a_thousand_cpus_and_keyed_tables_do_not_grow_with_them() {
+    let sizes = Sizes::default();
+    let plans = |cpus: usize| -> Vec<_> {
+        let plans = probes::plans(&sizes.limits(cpus)).into_iter().map(|(_, plan)| plan);
+        plans.chain(COMMON_MAPS).collect()
+    };
+    let keyed = |cpus: usize| {
+        let keyed = plans(cpus).into_iter().filter(|plan| plan.kind != Kind::PerCpuArray).collect::<Vec<_>>();
+        total_bytes(&keyed, cpus as u64)
+    };
+    let all = |cpus: usize| total_bytes(&plans(cpus), cpus as u64);
+    for cpus in [2, 16, 32, 64, 256, 1024] {
+        println!("{cpus} CPUs: {} bytes, of which keyed tables {}", all(cpus), keyed(cpus));
+    }
+    assert!(keyed(64) <= 2 * keyed(2), "{} and {}", keyed(64), keyed(2));
+    assert!(all(1024) <= sizes.memory, "{}", all(1024));
 }
 
 /// Kernels before 6.4, where stable updates did not reach them, panic when a load faults in a program that calls functions:

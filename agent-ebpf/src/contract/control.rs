@@ -81,6 +81,8 @@ pub struct Control {
     /// 1 once connections passed that were not followed because of the CPU budget, until those
     /// still alive are adopted. Set by both sides, cleared by user space.
     pub tcp_shed: u64,
+    /// [`crate::cpus_per_shard_log2`] of the machine. Written by user space.
+    pub cpus_per_shard_log2: u64,
     /// How each probe's events are sampled. Written by user space.
     pub rates: [Rate; PROBES],
     /// 1 while a probe is to count nothing: for those of its programs that stay attached nevertheless. Written by user space.

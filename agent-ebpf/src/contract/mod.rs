@@ -16,7 +16,8 @@ mod words;
 pub use cgroup::{CGROUP_PATH_WORDS, CgroupBank, CgroupKey, CgroupNote};
 pub use control::{Control, LOSSES, Loss, NOTED, PROBES, Probe, TABLES, Table};
 pub use disk::{
-    DiskBank, DiskKey, DiskOp, DiskRow, DiskTotal, DiskUncounted, DiskWorkloadKey, DiskWorkloadRow,
+    DISK_SHARDS, DiskBank, DiskKey, DiskOp, DiskRow, DiskTotal, DiskUncounted, DiskWorkloadKey,
+    DiskWorkloadRow, cpus_per_shard_log2, disk_shards,
 };
 pub use fields::{ABSENT, Bits, Need};
 pub use histogram::{Histogram, Latency, Lifetime};

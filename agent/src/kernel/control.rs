@@ -9,7 +9,7 @@ use std::{
 };
 
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
-use siskin_ebpf::{Control as Layout, MAX_PERIOD, PROBES, Probe, Rate, TABLES, Table};
+use siskin_ebpf::{Control as Layout, MAX_PERIOD, PROBES, Probe, Rate, TABLES, Table, cpus_per_shard_log2};
 
 /// [`Layout`] as atomics, which have the same size and alignment.
 #[repr(C)]
@@ -20,6 +20,7 @@ struct Shared {
     sockets: AtomicU64,
     sockets_limit: AtomicU64,
     tcp_shed: AtomicU64,
+    cpus_per_shard_log2: AtomicU64,
     rates: [[AtomicU64; 5]; PROBES],
     paused: [AtomicU64; PROBES],
 }
@@ -163,6 +164,11 @@ impl Control {
     /// Sets how many sockets are followed now, as counted.
     pub fn set_sockets(&self, sockets: u64) {
         self.shared().sockets.store(sockets, SeqCst);
+    }
+
+    /// Sets how many possible CPUs there are.
+    pub fn set_cpus(&self, cpus: u32) {
+        self.shared().cpus_per_shard_log2.store(cpus_per_shard_log2(cpus).into(), SeqCst);
     }
 
     /// Sets how many sockets may be followed.

@@ -129,6 +129,7 @@ impl Kernel {
         let control = Control::map(&map_fd(&ebpf, map::CONTROL)?).context("cannot map the control map")?;
         // Before any program runs: they follow no more sockets than this.
         control.limit_sockets(request.sockets_limit);
+        control.set_cpus(cpus as u32);
         let mut kernel = Self {
             ebpf,
             control: Arc::new(control),
@@ -372,7 +373,6 @@ fn map_fd(ebpf: &Ebpf, name: &str) -> anyhow::Result<OwnedFd> {
     | Map::HashMap(data)
     | Map::LruHashMap(data)
     | Map::PerCpuArray(data)
-    | Map::PerCpuHashMap(data)
     | Map::SkStorage(data)) = map
     else {
         bail!("map `{name}` is of a kind that Siskin does not read");

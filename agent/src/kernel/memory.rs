@@ -11,8 +11,6 @@ pub enum Kind {
     PerCpuArray,
     /// A preallocated hash, also LRU.
     Hash,
-    /// A preallocated hash with a value per CPU.
-    PerCpuHash,
     /// A ring of so many bytes.
     Ring,
     /// Storage in sockets: memory is taken for each socket that is followed.
@@ -69,7 +67,6 @@ impl Plan {
                 Kind::PerCpuArray => entries * (value * cpus + 8),
                 // One spare element per CPU, so that an update can replace an element of a full map.
                 Kind::Hash => (entries + cpus) * (HASH_ELEMENT_BYTES + key + value) + buckets,
-                Kind::PerCpuHash => entries * (HASH_ELEMENT_BYTES + key + 8 + value * cpus) + buckets,
                 // Besides the ring, two pages for the positions in it (kernel/bpf/ringbuf.c, 6.18).
                 Kind::Ring => entries + 2 * MAP_BYTES,
                 Kind::SocketStorage => entries * (STORAGE_ELEMENT_BYTES + value),
@@ -93,6 +90,5 @@ mod tests {
         assert_eq!(growth(Kind::Array), 0);
         assert_eq!(growth(Kind::PerCpuArray), 1000 * 64 * 62);
         assert_eq!(growth(Kind::Hash), 62 * (48 + 8 + 64));
-        assert_eq!(growth(Kind::PerCpuHash), 1000 * 64 * 62);
     }
 }

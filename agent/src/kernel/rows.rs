@@ -84,14 +84,14 @@ fn batch(element_bytes: usize) -> usize {
 #[derive(Debug)]
 pub struct Keyed {
     map: OwnedFd,
-    /// Values per key: the number of possible CPUs for a per-CPU map, else 1.
+    /// Values per key: the number of possible CPUs for a per-CPU map, of which Siskin has none but
+    /// in a benchmark, else 1.
     copies: usize,
 }
 
 /// Elements per batch call at most: enough that a system call's cost is spread.
 const BATCH: usize = 256;
-/// Bytes of them, about: few enough to stay in the cache. A row of histograms that is copied for
-/// every CPU would else need megabytes, which the kernel has to clear first.
+/// Bytes of them, about: few enough to stay in the cache.
 const BATCH_BYTES: usize = 64 * 1024;
 /// Elements per batch call at least.
 const LEAST_BATCH: usize = 4;

@@ -29,6 +29,8 @@ pub struct Limits {
     pub flows: u32,
     /// Block devices.
     pub devices: u32,
+    /// Shards of a device's row.
+    pub shards: u32,
     /// Sockets followed.
     pub sockets: u32,
     /// Command names with series of their own.

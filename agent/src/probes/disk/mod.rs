@@ -52,7 +52,8 @@ pub const GROUPS: &[Group] = &[Group {
     }])],
 }];
 
-/// Rows in the kernel's table of devices: one per operation.
+/// Devices and operations on them that may have counters; the kernel's table has a row for each
+/// shard of them.
 const fn device_rows(limits: &Limits) -> u32 {
     limits.devices.saturating_mul(DiskOp::ALL.len() as u32)
 }
@@ -71,10 +72,10 @@ pub fn plans(limits: &Limits) -> Vec<Plan> {
         Plan::new(map::DISK_BANK, Kind::PerCpuArray, 4, size_of::<DiskBank>(), 1),
         Plan::new(
             map::DISK_ROWS,
-            Kind::PerCpuHash,
+            Kind::Hash,
             size_of::<DiskKey>(),
             size_of::<DiskRow>(),
-            device_rows(limits),
+            device_rows(limits).saturating_mul(limits.shards),
         ),
         Plan::new(a, Kind::Hash, key, value, workload_rows(limits)),
         Plan::new(b, Kind::Hash, key, value, workload_rows(limits)),
@@ -109,13 +110,12 @@ impl Disk {
     /// # Errors
     /// When a map is not there.
     pub fn new(kernel: &Kernel, limits: &Limits, procfs: &Path) -> anyhow::Result<Self> {
-        let cpus = possible_cpus()?;
         let [a, b] = map::DISK_WORKLOAD_ROWS;
         Ok(Self {
             sys_dev_block: kernel.sysfs().join("dev/block"),
             statistics: Statistics::new(procfs, kernel.sysfs()),
-            bank: Bank::new(kernel.map(map::DISK_BANK)?, size_of::<DiskBank>(), cpus),
-            devices: Keyed::new(kernel.map(map::DISK_ROWS)?, cpus),
+            bank: Bank::new(kernel.map(map::DISK_BANK)?, size_of::<DiskBank>(), possible_cpus()?),
+            devices: Keyed::new(kernel.map(map::DISK_ROWS)?, 1),
             device_deltas: Deltas::default(),
             workloads: Rows::new(
                 Table::DiskWorkload,
