@@ -2,6 +2,8 @@
 
 use std::{
     collections::HashMap,
+    io::{Read as _, Write as _},
+    net::{TcpListener, TcpStream},
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     thread,
     time::Duration,
@@ -9,7 +11,7 @@ use std::{
 
 use siskin_tests::{
     agent::Agent,
-    cgroup::Cgroup,
+    cgroup::{self, Cgroup},
     guest::is_guest,
     metrics::Metrics,
     pair::{Pair, SUMS, minus, moved, plus},
@@ -260,4 +262,53 @@ fn connections_beyond_the_socket_limit_are_lost_and_said_so() {
     assert_eq!(after.sum(name, &here.labels()), 2000.0);
     assert_eq!(after.sum(name, &there.labels()), 200.0);
     assert_eq!(lost(&after, "socket_storage"), lost(&closed, "socket_storage"));
+}
+
+#[test]
+fn a_sweep_that_the_budget_divides_finds_every_connection_and_byte() {
+    // More sockets than a slice has.
+    const COUNT: usize = 2200;
+    const BYTES: usize = 10;
+    allow_files(3 * COUNT as u64);
+    let cgroup = Cgroup::new("slices");
+    cgroup.enter();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a listener");
+    let address = listener.local_addr().expect("an address");
+    let connect = |_| {
+        let client = TcpStream::connect(address).expect("a connection");
+        (client, listener.accept().expect("a connection").0)
+    };
+    let mut pairs: Vec<_> = (0..COUNT).map(connect).collect();
+    cgroup::leave();
+    let agent = Agent::start(&["--budget.cpu=40m"]);
+    // A scrape's own connection may come or go between two slices, and move the others by one.
+    let are_found =
+        |metrics: &Metrics| open(metrics, &cgroup).iter().all(|found| (found - COUNT as f64).abs() <= 10.0);
+    let metrics = agent.scrape();
+    assert!(are_found(&metrics), "{:?}\n{}", open(&metrics, &cgroup), agent.log());
+    for (client, server) in &mut pairs {
+        client.write_all(&[1; BYTES]).expect("bytes go");
+        server.read_exact(&mut [0; BYTES]).expect("bytes come");
+    }
+    let moved = |metrics: &Metrics| {
+        let flow = |role| flow(metrics, &cgroup, role, "127.0.0.1", address.port().into());
+        [flow("client")[0], flow("server")[1]]
+    };
+    let all = [(COUNT * BYTES) as f64; 2];
+    // One that a sweep missed is counted by the next.
+    let metrics = agent.scrape_until(|metrics| moved(metrics) == all);
+    assert_eq!(moved(&metrics), all, "{}", agent.log());
+    assert!(are_found(&metrics), "{:?}", open(&metrics, &cgroup));
+}
+
+/// Lets this process have so many open files.
+fn allow_files(count: u64) {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the calls fill and read the struct.
+    unsafe {
+        assert_eq!(libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit), 0);
+        limit.rlim_max = limit.rlim_max.max(count);
+        limit.rlim_cur = limit.rlim_max;
+        assert_eq!(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit), 0, "{count} open files");
+    }
 }
