@@ -81,6 +81,8 @@ pub struct DiskTotals {
     /// Counters of devices beyond the limit, by operation: numbers are used again under other
     /// names.
     pub other: [Device; OPS],
+    /// Requests of those: the kernel's table may have had room for them in some shards.
+    unlisted: u64,
     /// Counters by workload, one for each operation.
     pub workloads: [Totals<DiskWorkloadRow>; OPS],
     /// The bank as last read: it only grows.
@@ -104,6 +106,7 @@ impl DiskTotals {
             devices: HashMap::new(),
             max_devices,
             other: Default::default(),
+            unlisted: 0,
             workloads: Default::default(),
             bank: DiskBank::zero(),
             uncounted_variance: [0.0; 2],
@@ -119,6 +122,7 @@ impl DiskTotals {
     pub fn add_device(&mut self, device: &str, op: DiskOp, added: &Device) {
         let key = (device.to_owned(), op);
         if self.devices.len() >= self.max_devices && !self.devices.contains_key(&key) {
+            self.unlisted += added.requests;
             return self.other[op as usize].add(added);
         }
         self.devices.entry(key).or_default().add(added);
@@ -168,7 +172,9 @@ impl DiskTotals {
             }
         }
         let reasons = [Loss::MapFull, Loss::NoTimestamp, Loss::NoDeviceTime];
-        describe_losses(Probe::Disk, &self.bank.lost, &reasons, out);
+        let mut lost = self.bank.lost;
+        lost[Loss::MapFull as usize] += self.unlisted;
+        describe_losses(Probe::Disk, &lost, &reasons, out);
     }
 }
 
