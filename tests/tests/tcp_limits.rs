@@ -266,7 +266,7 @@ fn connections_beyond_the_socket_limit_are_lost_and_said_so() {
 }
 
 #[test]
-fn a_sweep_that_the_budget_divides_finds_every_connection_and_byte() {
+fn a_sweep_in_several_slices_finds_every_connection_and_byte() {
     // More sockets than a slice has.
     const COUNT: usize = 2200;
     const BYTES: usize = 10;
@@ -286,7 +286,7 @@ fn a_sweep_that_the_budget_divides_finds_every_connection_and_byte() {
         abort_at_close(client);
         abort_at_close(server);
     });
-    let agent = Agent::start(&["--budget.cpu=40m"]);
+    let agent = Agent::start(&[]);
     // A scrape's own connection may come or go between two slices, and move the others by one.
     let are_found =
         |metrics: &Metrics| open(metrics, &cgroup).iter().all(|found| (found - COUNT as f64).abs() <= 10.0);
