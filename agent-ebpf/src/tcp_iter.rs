@@ -58,8 +58,8 @@ pub struct TcpSocket {
     uid: u64,
 }
 
-/// Sockets between two places where user space may stop and go on later. The kernel finds such a place by walking there over all
-/// before it, so few are better.
+/// Sockets between two places where user space may stop and go on later. The kernel finds such a
+/// place by walking there over all before it, so few are better.
 const SOCKETS_SLICE: u64 = 4096;
 /// The same of files, which the kernel finds by their numbers.
 const FILES_SLICE: u64 = 512;
@@ -79,7 +79,8 @@ pub extern "C" fn tcp_sweep(ctx: *const StorageElement) -> c_int {
     }
 }
 
-/// Where a slice ends, writes a byte, at which the kernel returns to who reads. Returns what an iterator that goes on does.
+/// Where a slice ends, writes a byte, at which the kernel returns to who reads. Returns what an
+/// iterator that goes on does.
 ///
 /// # Safety
 /// `meta` is what the kernel passed to an iterator.

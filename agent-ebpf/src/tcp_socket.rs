@@ -193,12 +193,14 @@ pub enum Lock {
     Held,
 }
 
-/// The smoothed round-trip time of a followed socket that moved nothing since it was last counted, as far as two words say: most
-/// are idle at a sweep, and what else there is to read of them is not in the cache. A retransmission is sent, too. A connection
-/// that had retransmissions or a FIN is never idle, and all of it is read.
+/// The smoothed round-trip time of a followed socket that moved nothing since it was last counted,
+/// as far as two words say: most are idle at a sweep, and what else there is to read of them is not
+/// in the cache. A retransmission is sent, too. A connection that had retransmissions or a FIN is
+/// never idle, and all of it is read.
 #[inline(always)]
 pub fn idle(sk: *const c_void, socket: *mut Socket) -> Option<u64> {
-    // SAFETY: `sk` is a `sock` by BTF, the helper checks that it is a `tcp_sock`; socket storage is a map value.
+    // SAFETY: `sk` is a `sock` by BTF, the helper checks that it is a `tcp_sock`; socket storage is
+    // a map value.
     unsafe {
         let tcp: *const c_void = bpf_skc_to_tcp_sock(sk.cast_mut()).cast();
         if tcp.is_null() {

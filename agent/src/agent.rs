@@ -199,7 +199,7 @@ fn start(flags: &Run) -> anyhow::Result<(State, Vec<Attachment>, Option<OwnedFd>
     let allowed = Allowed { cores, exact: flags.exact.clone() };
     let attachments = kernel.take_attachments();
     let mut budget = Budget::new(meter, allowed, &running, online_cpus());
-    let always: Vec<_> = attachments.iter().filter(|of| of.stays()).map(|of| of.probe).collect();
+    let always: Vec<_> = attachments.iter().filter(|of| of.is_always_attached()).map(|of| of.probe).collect();
     budget.set_always_attached(&always);
     budget.begin(&kernel.control);
     if let Some(period) = flags.sampling_period {

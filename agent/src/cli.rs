@@ -74,7 +74,8 @@ pub struct Run {
     /// CPU that Siskin may take, its programs and its process together: millicores (10m), cores
     /// (0.01), a percentage of one core (1%), or unlimited. Over any T seconds it takes at most
     /// this times T + 1 s, plus the reading of one probe. Events that cannot be paid for are
-    /// sampled, and a scrape that cannot is answered with older numbers. The start, and probes named in --budget.exact, are not counted
+    /// sampled, and a scrape that cannot is answered with older numbers. The start, and probes
+    /// named in --budget.exact, are not counted
     #[arg(long = "budget.cpu", value_name = "CPU", default_value = "10m", value_parser = cores::parse)]
     pub cpu: f64,
 

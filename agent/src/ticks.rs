@@ -1,4 +1,5 @@
-//! What happens by itself: the tick that ends every half second, or later when nothing happens, and each probe's duty cycle.
+//! What happens by itself: the tick that ends every half second, or later when nothing happens, and
+//! each probe's duty cycle.
 
 use std::{
     future::pending,
@@ -33,9 +34,10 @@ use crate::{
 /// window stood for, too.
 const CLOSING: Duration = Duration::from_millis(250);
 
-/// Ends a tick every half second while anything happens: drains tables that fill up, lets the budget decide, and says how
-/// each probe is to be attached. An overload ends it early, when programs ran so often that it
-/// costs what may be spent: a load that rises is met when it has cost as much.
+/// Ends a tick every half second while anything happens: drains tables that fill up, lets the
+/// budget decide, and says how each probe is to be attached. An overload ends it early, when
+/// programs ran so often that it costs what may be spent: a load that rises is met when it has cost
+/// as much.
 pub async fn tick(
     site: Arc<Site>,
     mut overload: AsyncFd<RingBuf<MapData>>,

@@ -32,7 +32,8 @@ impl Reading {
         Self::of(agent, agent.scrape())
     }
 
-    /// Takes a reading as a scrape would; `None` when the budget could not pay for one, and what is served is older.
+    /// Takes a reading as a scrape would; `None` when the budget could not pay for one, and what is
+    /// served is older.
     ///
     /// # Errors
     /// When the process is gone.

@@ -106,8 +106,8 @@ impl Agent {
         Metrics::parse(&text)
     }
 
-    /// Reads the metrics until all that happened before the call is in them, or a minute has passed: what the budget cannot pay for
-    /// is read after half a minute.
+    /// Reads the metrics until all that happened before the call is in them, or a minute has
+    /// passed: what the budget cannot pay for is read after half a minute.
     ///
     /// # Panics
     /// When the agent does not answer with metrics.

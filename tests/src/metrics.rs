@@ -39,7 +39,8 @@ impl Metrics {
         Self { samples, text: text.to_owned() }
     }
 
-    /// Whether all that probes saw before this Unix time is in them. A probe that cannot be read says nothing of it.
+    /// Whether all that probes saw before this Unix time is in them. A probe that cannot be read
+    /// says nothing of it.
     pub fn are_since(&self, unix_seconds: f64) -> bool {
         self.find("siskin_collect_timestamp_seconds", &[]).all(|sample| {
             let (_, probe) = sample.labels.first().expect("a probe");

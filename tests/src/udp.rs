@@ -209,8 +209,8 @@ pub fn receive(socket: &UdpSocket, bytes: usize, flags: i32) -> io::Result<usize
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }
 
-/// Waits until the answer to a datagram for which there was nobody has come back. The kernel may send it later, from
-/// a thread of its own, and sends not more than some tens at once.
+/// Waits until the answer to a datagram for which there was nobody has come back. The kernel may
+/// send it later, from a thread of its own, and sends not more than some tens at once.
 ///
 /// Returns whether it came within two seconds.
 pub fn wait_for_error(socket: &UdpSocket) -> bool {

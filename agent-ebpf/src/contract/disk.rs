@@ -37,11 +37,12 @@ impl DiskOp {
     }
 }
 
-/// The most shards of a device's row: each CPU adds to that of its neighbours and itself, so that a row is not copied for every
-/// CPU of a large machine.
+/// The most shards of a device's row: each CPU adds to that of its neighbours and itself, so that a
+/// row is not copied for every CPU of a large machine.
 pub const DISK_SHARDS: u32 = 8;
 
-/// How many neighbouring CPUs share a shard, as a power of two, on a machine with so many possible CPUs.
+/// How many neighbouring CPUs share a shard, as a power of two, on a machine with so many possible
+/// CPUs.
 pub const fn cpus_per_shard_log2(cpus: u32) -> u32 {
     cpus.div_ceil(DISK_SHARDS).next_power_of_two().trailing_zeros()
 }

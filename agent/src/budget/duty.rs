@@ -122,8 +122,8 @@ pub struct Duty {
 }
 
 impl Duty {
-    /// Plans what begins now: a period, or as many as have one window, when the probe has a share of
-    /// the time, the time until the setting changes otherwise.
+    /// Plans what begins now: a period, or as many as have one window, when the probe has a share
+    /// of the time, the time until the setting changes otherwise.
     pub fn plan(&mut self, setting: &Setting) -> Plan {
         if setting.detached || setting.duty <= 1 {
             self.phase = None;

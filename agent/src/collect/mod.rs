@@ -47,7 +47,8 @@ pub struct Overload {
     pub is_planned: bool,
 }
 
-/// Everything that is read, behind one lock: readings never overlap, and those who wait for one share it.
+/// Everything that is read, behind one lock: readings never overlap, and those who wait for one
+/// share it.
 pub struct Collector {
     min_interval: Duration,
     state: Mutex<State>,
@@ -124,11 +125,12 @@ impl Collector {
         Self { min_interval, state: Mutex::new(state) }
     }
 
-    /// The newest reading, or the last one if that is newer than the shortest interval. Waits for a reading that is under
-    /// way, and shares it.
+    /// The newest reading, or the last one if that is newer than the shortest interval. Waits for a
+    /// reading that is under way, and shares it.
     ///
-    /// A reading is paid from the budget, probe by probe. What it cannot pay now is as it was when it was last read: who asks
-    /// more often than the budget allows gets older numbers, and their time with them.
+    /// A reading is paid from the budget, probe by probe. What it cannot pay now is as it was when
+    /// it was last read: who asks more often than the budget allows gets older numbers, and their
+    /// time with them.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         let mut state = self.lock();
         if let Some((at, snapshot)) = &state.last
@@ -168,8 +170,9 @@ impl Collector {
         snapshot
     }
 
-    /// Says that this snapshot was served as metrics. Series whose last value was in it may leave; not when the kernel was
-    /// read again meanwhile, because the snapshot then lacks what that brought.
+    /// Says that this snapshot was served as metrics. Series whose last value was in it may leave;
+    /// not when the kernel was read again meanwhile, because the snapshot then lacks what that
+    /// brought.
     pub fn scraped(&self, snapshot: &Arc<Snapshot>) {
         let mut state = self.lock();
         let State { flows, readers, is_shown, last, began, .. } = &mut *state;
@@ -182,8 +185,8 @@ impl Collector {
         }
     }
 
-    /// Reads the probes whose tables fill up, so that no row is refused, and goes on with what a reading left undone when the
-    /// budget has enough. Costs next to nothing when there is neither.
+    /// Reads the probes whose tables fill up, so that no row is refused, and goes on with what a
+    /// reading left undone when the budget has enough. Costs next to nothing when there is neither.
     pub fn drain(&self) {
         let mut state = self.lock();
         let control = &state.kernel.control;
@@ -206,14 +209,16 @@ impl Collector {
         }
     }
 
-    /// Ends a tick of the budget because it is over. Returns how each probe is to be attached in the next, and how long it is.
+    /// Ends a tick of the budget because it is over. Returns how each probe is to be attached in
+    /// the next, and how long it is.
     pub fn tick(&self) -> (Vec<Setting>, Duration) {
         let mut state = self.lock();
         let settings = Self::end_tick(&mut state, End::Time);
         (settings, state.budget.tick_length())
     }
 
-    /// The same, unless that may take long because a reading is under way, tables fill up or something was left undone: then
+    /// The same, unless that may take long because a reading is under way, tables fill up or
+    /// something was left undone: then
     /// `None`.
     pub fn try_tick(&self) -> Option<(Vec<Setting>, Duration)> {
         let mut state = self.try_lock()?;

@@ -28,8 +28,8 @@ pub struct Reading {
     pub number: u64,
 }
 
-/// Seconds after which what cannot be paid is read all the same: a budget that is less than what the
-/// process costs alone still shows something.
+/// Seconds after which what cannot be paid is read all the same: a budget that is less than what
+/// the process costs alone still shows something.
 pub const OLD_SECONDS: f64 = 30.0;
 
 impl Reading {

@@ -32,7 +32,7 @@ struct Attached {
     program: OwnedFd,
     link: Option<OwnedFd>,
     /// Not detached with the others: it looks itself whether the probe is paused.
-    stays: bool,
+    always_attached: bool,
 }
 
 impl Attachment {
@@ -42,8 +42,8 @@ impl Attachment {
     }
 
     /// Takes one more program, which is attached by `link`. One that `stays` is never detached.
-    pub fn add(&mut self, name: &'static str, program: OwnedFd, link: OwnedFd, stays: bool) {
-        self.programs.push(Attached { name, program, link: Some(link), stays });
+    pub fn add(&mut self, name: &'static str, program: OwnedFd, link: OwnedFd, always_attached: bool) {
+        self.programs.push(Attached { name, program, link: Some(link), always_attached });
         self.is_attached = true;
     }
 
@@ -59,25 +59,26 @@ impl Attachment {
 
     /// Programs that are detached when the probe is.
     fn detachable(&self) -> usize {
-        self.programs.iter().filter(|of| !of.stays).count()
+        self.programs.iter().filter(|of| !of.always_attached).count()
     }
 
     /// Whether a program of the probe stays attached, so that detaching the probe does not save what running it costs.
-    pub fn stays(&self) -> bool {
-        self.programs.iter().any(|of| of.stays)
+    pub fn is_always_attached(&self) -> bool {
+        self.programs.iter().any(|of| of.always_attached)
     }
 
     /// Whether its programs count nothing from the moment that the probe is paused. Others count
     /// until they are detached.
     pub fn looks_whether_paused(&self) -> bool {
         let looks = |name: &&str| program::UDP_SENDMSG.contains(name) || program::UDP_RECVMSG.contains(name);
-        self.programs.iter().all(|of| of.stays || looks(&of.name))
+        self.programs.iter().all(|of| of.always_attached || looks(&of.name))
     }
 
-    /// Attaches the programs again. May wait long on a busy machine: before a tracepoint gets its first program again, the kernel waits
-    /// until nobody can run its last one (tracepoint_add_func, kernel/tracepoint.c, 5.15 and later).
-    /// Soon after they were detached that is waited for before the first is attached, and not with
-    /// some of them attached, which would cost more than anybody planned.
+    /// Attaches the programs again. May wait long on a busy machine: before a tracepoint gets its
+    /// first program again, the kernel waits until nobody can run its last one
+    /// (tracepoint_add_func, kernel/tracepoint.c, 5.15 and later). Soon after they were detached
+    /// that is waited for before the first is attached, and not with some of them attached, which
+    /// would cost more than anybody planned.
     ///
     /// # Errors
     /// When the kernel refuses one; none is attached then.
@@ -86,7 +87,8 @@ impl Attachment {
         if self.detached_at.take().is_some_and(|at| at.elapsed() < QUIET) {
             sys::wait_for_programs();
         }
-        for Attached { name, program, link, .. } in self.programs.iter_mut().filter(|of| !of.stays) {
+        for Attached { name, program, link, .. } in self.programs.iter_mut().filter(|of| !of.always_attached)
+        {
             let attached =
                 sys::attach(program.as_fd()).with_context(|| format!("cannot attach program `{name}`"));
             match attached {
@@ -112,7 +114,7 @@ impl Attachment {
     }
 
     fn close_links(&mut self) {
-        for of in self.programs.iter_mut().filter(|of| !of.stays) {
+        for of in self.programs.iter_mut().filter(|of| !of.always_attached) {
             // Closing a link detaches.
             if of.link.take().is_some() {
                 self.detached_at = Some(Instant::now());

@@ -44,11 +44,11 @@ pub struct Hook {
     /// Where it is attached.
     pub point: Point,
     /// What a kernel without this point lacks.
-    pub remedy: &'static str,
+    pub requires: &'static str,
     /// What is not told where the next way is used instead; `None` when that tells the same truth.
     pub limitation: Option<&'static str>,
     /// Whether the program has to see every event, and is never detached.
-    pub stays: bool,
+    pub always_attached: bool,
 }
 
 /// Work that hooks can do in more than one way.

@@ -171,18 +171,18 @@ impl Kernel {
 
     fn attach(&mut self, hook: &Hook, btf: &AyaBtf) -> State {
         let Err(error) = self.try_attach(hook, btf) else { return State::Attached };
-        let Hook { program, remedy, .. } = hook;
+        let Hook { program, requires, .. } = hook;
         let point = hook.point.name();
         match error.downcast_ref::<ProgramError>() {
             Some(ProgramError::Btf(_)) => {
-                State::Unsupported(format!("this kernel has no {point}; it needs {remedy}"))
+                State::Unsupported(format!("this kernel has no {point}; it needs {requires}"))
             }
             Some(ProgramError::LoadError { io_error, verifier_log }) => {
                 tracing::debug!("verifier log of {program}: {verifier_log}");
                 refused(hook, io_error, &verifier_log.to_string())
             }
             _ if matches!(errno(&error), Some(ENOTSUPP | libc::ENOENT)) => {
-                State::Unsupported(format!("this kernel attaches nothing to {point}; it needs {remedy}"))
+                State::Unsupported(format!("this kernel attaches nothing to {point}; it needs {requires}"))
             }
             _ => State::Failed(format!("cannot attach program `{program}`: {error:#}")),
         }
@@ -195,7 +195,7 @@ impl Kernel {
             Point::Tracepoint(_) | Point::Exit(_) | Point::Entry(_) | Point::Iterator(_) => None,
         };
         let program = program(&mut self.ebpf, name)?;
-        let mut stays = hook.stays;
+        let mut always_attached = hook.always_attached;
         match hook.point {
             Point::Tracepoint(tracepoint) => {
                 let AyaProgram::BtfTracePoint(program) = program else { bail!(OTHER_KIND) };
@@ -216,7 +216,7 @@ impl Kernel {
                         *self.exits_attach_again.insert(again)
                     }
                 };
-                stays |= !again;
+                always_attached |= !again;
             }
             Point::Entry(_) => {
                 let AyaProgram::KProbe(program) = program else { bail!(OTHER_KIND) };
@@ -239,7 +239,7 @@ impl Kernel {
                 Point::Entry(function) => sys::attach_entry(fd.as_fd(), function, kprobes(&self.sysfs)?)?,
                 _ => sys::attach(fd.as_fd())?,
             };
-            self.attachments[index].add(name, fd.try_clone()?, link, stays);
+            self.attachments[index].add(name, fd.try_clone()?, link, always_attached);
         }
         self.programs.push(Program::new(hook.probe, name, fd));
         Ok(())
@@ -350,14 +350,14 @@ fn errno(error: &anyhow::Error) -> Option<i32> {
 
 /// What becomes of a hook whose program the kernel does not load.
 fn refused(hook: &Hook, error: &io::Error, log: &str) -> State {
-    let Hook { program, remedy, .. } = hook;
+    let Hook { program, requires, .. } = hook;
     let what = format!("cannot load program `{program}` for {}: {error}", hook.point.name());
     match objection(log) {
         Some(objection) => State::Failed(format!("{what}: {objection}")),
         // The capabilities are there: a security module forbids it. That is nothing that the kernel lacks.
         None if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES)) => State::Failed(what),
         // The verifier did not even look at it.
-        None => State::Unsupported(format!("{what}; it needs {remedy}")),
+        None => State::Unsupported(format!("{what}; it needs {requires}")),
     }
 }
 
@@ -443,7 +443,7 @@ mod tests {
         assert!(verifier.reason().ends_with("(os error 13): R1 invalid mem access"), "{verifier:?}");
         let lacking = refused(libc::EINVAL, "processed 0 insns\n");
         assert!(matches!(&lacking, State::Unsupported(_)), "{lacking:?}");
-        let needs = format!("(os error 22); it needs {}", hook.remedy);
+        let needs = format!("(os error 22); it needs {}", hook.requires);
         assert!(lacking.reason().ends_with(&needs), "{lacking:?}");
         let forbidden = refused(libc::EPERM, "");
         assert!(matches!(&forbidden, State::Failed(_)), "{forbidden:?}");

@@ -28,7 +28,14 @@ pub const GROUPS: &[Group] = &[Group {
 
 const fn hook(program: &'static str, tracepoint: &'static str) -> Hook {
     let point = Point::Tracepoint(tracepoint);
-    Hook { probe: Probe::Cgroup, program, point, remedy: "CONFIG_CGROUPS=y", limitation: None, stays: false }
+    Hook {
+        probe: Probe::Cgroup,
+        program,
+        point,
+        requires: "CONFIG_CGROUPS=y",
+        limitation: None,
+        always_attached: false,
+    }
 }
 
 /// Notes that the kernel keeps until the next tick: six times what 10,000 cgroups a minute leave.

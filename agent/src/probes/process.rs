@@ -38,9 +38,9 @@ const fn hook(program: &'static str, tracepoint: &'static str) -> Hook {
         probe: Probe::Process,
         program,
         point,
-        remedy: "CONFIG_BPF_EVENTS=y",
+        requires: "CONFIG_BPF_EVENTS=y",
         limitation: None,
-        stays: false,
+        always_attached: false,
     }
 }
 

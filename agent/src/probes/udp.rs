@@ -62,18 +62,18 @@ const fn exits(functions: &'static [&'static str], hooks: &'static [Hook]) -> Wa
 
 /// The functions have the names of the programs.
 const fn exit(program: &'static str) -> Hook {
-    const REMEDY: &str = "CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS=y (x86_64: 5.5, aarch64: 6.4)";
-    hook(program, Point::Exit(program), REMEDY)
+    const REQUIRES: &str = "CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS=y (x86_64: 5.5, aarch64: 6.4)";
+    hook(program, Point::Exit(program), REQUIRES)
 }
 
 /// Likewise. A kprobe takes CAP_PERFMON to attach, which is given up, so it stays.
 const fn entry(program: &'static str) -> Hook {
-    const REMEDY: &str = "Linux 6.3, or CONFIG_KPROBE_EVENTS=y";
-    Hook { stays: true, ..hook(program, Point::Entry(program), REMEDY) }
+    const REQUIRES: &str = "Linux 6.3, or CONFIG_KPROBE_EVENTS=y";
+    Hook { always_attached: true, ..hook(program, Point::Entry(program), REQUIRES) }
 }
 
-const fn hook(program: &'static str, point: Point, remedy: &'static str) -> Hook {
-    Hook { probe: Probe::Udp, program, point, remedy, limitation: None, stays: false }
+const fn hook(program: &'static str, point: Point, requires: &'static str) -> Hook {
+    Hook { probe: Probe::Udp, program, point, requires, limitation: None, always_attached: false }
 }
 
 /// Rows in the kernel's table of flows. Who has a series is decided among those that have a row here between two readings: room

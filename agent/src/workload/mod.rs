@@ -321,8 +321,8 @@ impl Workloads {
         self.next_scan = self.now + SHORTEST_WAIT.max(begin.elapsed() * SCAN_SHARE);
     }
 
-    /// Forgets cgroups that will not count again: those that were gone before this reading began, since which everything that
-    /// was counted was read.
+    /// Forgets cgroups that will not count again: those that were gone before this reading began,
+    /// since which everything that was counted was read.
     pub fn forget_gone(&mut self, reading: u64) {
         let now = self.now;
         let is_over = |(since, at): (u64, Instant)| since < reading && at <= now;

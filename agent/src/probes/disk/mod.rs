@@ -46,9 +46,9 @@ pub const GROUPS: &[Group] = &[Group {
         probe: Probe::Disk,
         program: program::DISK_COMPLETE,
         point: Point::Tracepoint("block_rq_complete"),
-        remedy: "CONFIG_BLOCK=y",
+        requires: "CONFIG_BLOCK=y",
         limitation: None,
-        stays: false,
+        always_attached: false,
     }])],
 }];
 

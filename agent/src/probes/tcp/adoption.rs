@@ -45,8 +45,8 @@ impl Adoption {
     }
 
     /// A tick ends while connections may be left out, the last one so long ago; it may spend so
-    /// much on this. Goes on with what is under way, or begins when it is time. Returns, when all were
-    /// looked at, whether none was left out since.
+    /// much on this. Goes on with what is under way, or begins when it is time. Returns, when all
+    /// were looked at, whether none was left out since.
     pub fn tick(&mut self, now_seconds: f64, calm_seconds: f64, may_seconds: f64) -> Option<bool> {
         if self.began_seconds <= self.ended_seconds {
             let is_due = calm_seconds >= CALM_SECONDS || now_seconds - self.ended_seconds >= EVERY_SECONDS;

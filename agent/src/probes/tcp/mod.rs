@@ -57,7 +57,7 @@ pub const GROUPS: &[Group] = &[
             Way {
                 hooks: &[
                     // What it remembers of a socket has to go with the socket.
-                    Hook { stays: true, ..hook(program::TCP_STATE_BY_ADDRESS, STATE, INET) },
+                    Hook { always_attached: true, ..hook(program::TCP_STATE_BY_ADDRESS, STATE, INET) },
                     hook(program::TCP_WALK, Point::Iterator("tcp"), "Linux 5.9"),
                 ],
                 maps: &[map::TCP_BY_ADDRESS],
@@ -76,8 +76,8 @@ pub const GROUPS: &[Group] = &[
 const STATE: Point = Point::Tracepoint("inet_sock_set_state");
 const INET: &str = "CONFIG_INET=y";
 
-const fn hook(program: &'static str, point: Point, remedy: &'static str) -> Hook {
-    Hook { probe: Probe::Tcp, program, point, remedy, limitation: None, stays: false }
+const fn hook(program: &'static str, point: Point, requires: &'static str) -> Hook {
+    Hook { probe: Probe::Tcp, program, point, requires, limitation: None, always_attached: false }
 }
 
 /// Listening ports remembered while sockets are adopted.

@@ -39,7 +39,8 @@ impl Default for TcpTotals {
 }
 
 impl TcpTotals {
-    /// Takes a newer reading of the bank; what did not fit the kernel's table of flows goes to `flows`.
+    /// Takes a newer reading of the bank; what did not fit the kernel's table of flows goes to
+    /// `flows`.
     pub fn set_bank(&mut self, bank: TcpBank, flows: &mut FlowTable) {
         for role in Role::ALL {
             let index = role as usize;
