@@ -8,7 +8,7 @@ use aya_ebpf::{
     programs::BtfTracePointContext,
 };
 use siskin_ebpf::{
-    DISK_SHARDS, DiskBank, DiskKey, DiskOp, DiskRow, DiskWorkloadKey, DiskWorkloadRow, Latency, Loss, Probe,
+    DISK_SHARDS, DiskBank, DiskKey, DiskOp, DiskRow, DiskWorkloadKey, DiskWorkloadRow, Latency, Loss,
     Program, Table, Weight,
 };
 
@@ -17,7 +17,8 @@ use crate::{
     facts::{self, load, present},
     log::trace,
     maps::{self, CONTROL, DISK_BANK, DISK_ROWS},
-    meter, sampling,
+    meter::{self, Run},
+    sampling,
 };
 
 /// The low byte of `cmd_flags` is the operation (`REQ_OP_MASK`, include/linux/blk_types.h, 6.18).
@@ -34,13 +35,13 @@ static ZERO_ROW: [u64; size_of::<DiskRow>() / 8] = [0; size_of::<DiskRow>() / 8]
 /// `block_rq_complete(rq, error, nr_bytes)`: a request or a part of it is done.
 #[btf_tracepoint(function = "block_rq_complete")]
 pub fn disk_complete(ctx: BtfTracePointContext) -> i32 {
-    meter::run(Program::DiskComplete, |run| {
-        // An `int` before 5.16, a `blk_status_t` of one byte since; zero is success in both.
-        let failed = ctx.arg::<u32>(1) & 0xff != 0;
-        let weight = sampling::sample(run, Probe::Disk);
+    // An `int` before 5.16, a `blk_status_t` of one byte since; zero is success in both.
+    let failed = ctx.arg::<u32>(1) & 0xff != 0;
+    meter::run_event(Program::DiskComplete, !failed, |run| {
+        let weight = sampling::sample(run);
         if !weight.is_nothing() || failed {
             let now_ns = run.begin_work_at();
-            completed(&ctx, failed, weight, now_ns);
+            completed(&ctx, failed, weight, now_ns, run);
             run.end_work();
         }
     })
@@ -48,7 +49,7 @@ pub fn disk_complete(ctx: BtfTracePointContext) -> i32 {
 
 /// Counts a completion: its error exactly, the rest with its weight when it was sampled.
 #[inline(always)]
-fn completed(ctx: &BtfTracePointContext, failed: bool, weight: Weight, now_ns: u64) {
+fn completed(ctx: &BtfTracePointContext, failed: bool, weight: Weight, now_ns: u64, run: &Run) {
     let rq: *const c_void = ctx.arg(0);
     let bytes: u32 = ctx.arg(2);
     let Some(bank) = DISK_BANK.get_ptr_mut(0) else { return };
@@ -76,7 +77,7 @@ fn completed(ctx: &BtfTracePointContext, failed: bool, weight: Weight, now_ns: u
     // SAFETY: rows are map values.
     unsafe {
         if failed && !data_only {
-            add(&raw mut (*row).errors, sampling::whenever_attached(Probe::Disk).of(1));
+            add(&raw mut (*row).errors, sampling::whenever_attached(run).of(1));
         }
         if weight.is_nothing() {
             return;

@@ -9,13 +9,14 @@ use siskin_ebpf::{Program, ProgramStats, Rate};
 
 use crate::{
     atomic::{get, set},
+    facts::after,
     maps::{CONTROL, OVERLOAD, PROGRAM_STATS},
 };
 
 /// One run in so many is timed until its event is skipped.
 const RUN_GAP: u64 = 1000;
 /// One in so many runs that do the whole work is timed from where the work begins.
-const SAMPLED_GAP: u64 = 16;
+const SAMPLED_GAP: u64 = 64;
 
 /// A run of a program. What is being timed stands in its statistics and not here: the verifier
 /// would look at everything between twice, once for a run that is timed and once for one that is
@@ -25,11 +26,17 @@ pub struct Run {
     pub stats: *mut ProgramStats,
 }
 
-/// Runs `work` as a run of the program. Not for code that several programs share: the compiler
-/// would make a function of the closure, and call it.
+/// Runs `work` as a run of the program. As [`run_event`].
 #[inline(always)]
 pub fn run(program: Program, work: impl FnOnce(&mut Run)) -> i32 {
-    if let Some(mut run) = begin(program) {
+    run_event(program, false, work)
+}
+
+/// Runs `work` as a run of the program, unless it is an event that is skipped. Not for code that several programs share: the compiler
+/// would make a function of the closure, and call it.
+#[inline(always)]
+pub fn run_event(program: Program, may_be_skipped: bool, work: impl FnOnce(&mut Run)) -> i32 {
+    if let Some(mut run) = begin_event(program, may_be_skipped) {
         work(&mut run);
         run.end();
     }
@@ -40,6 +47,13 @@ pub fn run(program: Program, work: impl FnOnce(&mut Run)) -> i32 {
 /// [`Run::end`].
 #[inline(always)]
 pub fn begin(program: Program) -> Option<Run> {
+    begin_event(program, false)
+}
+
+/// The same for a run that is an event which `may_be_skipped`: nothing more is to be done when it
+/// is, as most are while few are sampled. So what those do lies close together, and comes first.
+#[inline(always)]
+pub fn begin_event(program: Program, may_be_skipped: bool) -> Option<Run> {
     let all = PROGRAM_STATS.get_ptr_mut(0)?;
     // SAFETY: a map value; the index is a constant where this is inlined.
     let stats = unsafe { (&raw mut (*all).programs).cast::<ProgramStats>().add(program as usize) };
@@ -48,7 +62,47 @@ pub fn begin(program: Program) -> Option<Run> {
     // program alone. Before 6.1 it may interrupt itself, which can lose a count and no more.
     unsafe {
         let rate = (&raw const (*control).rates).cast::<Rate>().add(program.probe() as usize);
-        if (*stats).run(get(&raw const (*rate).tick), get(&raw const (*rate).overload_runs)) {
+        let generation = get(&raw const (*rate).generation);
+        if may_be_skipped && (*stats).skips(generation) {
+            return None;
+        }
+        if (*stats).run(generation) {
+            look(stats, rate, generation);
+        }
+        Some(Run { stats })
+    }
+}
+
+/// Reads a rate of which the generation was read before.
+///
+/// # Safety
+/// A map value.
+#[inline(always)]
+unsafe fn rate_of(rate: *const Rate, generation: u64) -> Rate {
+    let rate: *const Rate = after(rate.cast(), generation).cast();
+    // SAFETY: as the caller promises.
+    unsafe {
+        Rate {
+            period: get(&raw const (*rate).period),
+            duty: get(&raw const (*rate).duty),
+            tick: get(&raw const (*rate).tick),
+            allowance: get(&raw const (*rate).allowance),
+            overload_runs: get(&raw const (*rate).overload_runs),
+            generation,
+        }
+    }
+}
+
+/// Does what a run does besides being counted: takes another rate, notifies, begins to be timed.
+///
+/// # Safety
+/// The statistics are as in `begin`, and the rate is a map value.
+#[inline(always)]
+unsafe fn look(stats: *mut ProgramStats, rate: *const Rate, generation: u64) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let rate = &rate_of(rate, generation);
+        if (*stats).look(rate) {
             // When there is no room, a notification waits that nobody has read yet.
             let _ = OVERLOAD.output((*stats).tick, BPF_RB_FORCE_WAKEUP.into());
         }
@@ -58,7 +112,21 @@ pub fn begin(program: Program) -> Option<Run> {
             (*stats).clock_time.add(began_ns - first_ns);
             set(&raw mut (*stats).run_began_ns, began_ns);
         }
-        Some(Run { stats })
+        (*stats).set_stop(rate);
+    }
+}
+
+/// Ends a run that is being timed.
+///
+/// # Safety
+/// The statistics are as in `begin`.
+#[inline(always)]
+unsafe fn end_timed(stats: *mut ProgramStats) {
+    // SAFETY: as the caller promises; the helper has no preconditions.
+    unsafe {
+        let began_ns = get(&raw const (*stats).run_began_ns);
+        set(&raw mut (*stats).run_began_ns, 0);
+        (*stats).run_time.add(bpf_ktime_get_ns() - began_ns);
     }
 }
 
@@ -66,12 +134,10 @@ impl Run {
     /// Ends the run, if its timing did not end where the work on an event began.
     #[inline(always)]
     pub fn end(&mut self) {
-        // SAFETY: the helper has no preconditions; the statistics are as in `begin`.
+        // SAFETY: the statistics are as in `begin`.
         unsafe {
-            let began_ns = get(&raw const (*self.stats).run_began_ns);
-            if began_ns != 0 {
-                set(&raw mut (*self.stats).run_began_ns, 0);
-                (*self.stats).run_time.add(bpf_ktime_get_ns() - began_ns);
+            if get(&raw const (*self.stats).run_began_ns) != 0 {
+                end_timed(self.stats);
             }
         }
     }

@@ -7,13 +7,14 @@ use aya_ebpf::{
     bindings::BPF_NOEXIST, helpers::bpf_get_current_comm, macros::btf_tracepoint,
     programs::BtfTracePointContext,
 };
-use siskin_ebpf::{CommRow, Exited, Loss, Outcome, Probe, ProcessBank, ProcessRow, Program, Table, Weight};
+use siskin_ebpf::{CommRow, Exited, Loss, Outcome, ProcessBank, ProcessRow, Program, Table, Weight};
 
 use crate::{
     atomic::add,
     facts::{self, load},
     log::trace,
-    maps, meter,
+    maps,
+    meter::{self, Run},
     sampling::{self, add_variance},
 };
 
@@ -23,8 +24,8 @@ const SIGNAL_GROUP_EXIT: u32 = 4;
 /// `sched_process_exec(task, old_pid, bprm)`, in the task itself after its name changed.
 #[btf_tracepoint(function = "sched_process_exec")]
 pub fn process_exec(ctx: BtfTracePointContext) -> i32 {
-    meter::run(Program::ProcessExec, |run| {
-        let weight = sampling::sample(run, Probe::Process);
+    meter::run_event(Program::ProcessExec, true, |run| {
+        let weight = sampling::sample(run);
         if !weight.is_nothing() {
             run.begin_work();
             executed(&ctx, weight);
@@ -69,7 +70,7 @@ pub fn process_fork(ctx: BtfTracePointContext) -> i32 {
         if pid != tgid {
             return;
         }
-        let weight = sampling::sample(run, Probe::Process);
+        let weight = sampling::sample(run);
         if !weight.is_nothing() {
             run.begin_work();
             forked(child, weight);
@@ -115,10 +116,10 @@ pub fn process_exit(ctx: BtfTracePointContext) -> i32 {
         // In a box: the compiler would combine the pointer with another condition, which the
         // verifier does not take.
         let oom_killed = black_box(has_oom_mm);
-        let weight = sampling::sample(run, Probe::Process);
+        let weight = sampling::sample(run);
         if !weight.is_nothing() || oom_killed {
             let now_ns = run.begin_work_at();
-            ended(task, [leader, signal], [start_ns, now_ns], oom_killed, weight);
+            ended(task, [leader, signal], [start_ns, now_ns], oom_killed, weight, run);
             run.end_work();
         }
     })
@@ -132,11 +133,12 @@ fn ended(
     times_ns: [u64; 2],
     oom_killed: bool,
     weight: Weight,
+    run: &Run,
 ) {
     let Some(bank) = maps::PROCESS_BANK.get_ptr_mut(0) else { return };
     let row = row_of(task, bank);
     if oom_killed {
-        let weight = sampling::whenever_attached(Probe::Process);
+        let weight = sampling::whenever_attached(run);
         // SAFETY: a map value.
         add(unsafe { &raw mut (*row).oom_kills }, weight.of(1));
     }

@@ -77,7 +77,7 @@ fn state_changed<M: Memory>(ctx: &BtfTracePointContext) -> i32 {
         }
         match (old, new) {
             // When it is not followed now, that is decided when it is established.
-            (_, state::SYN_SENT) if sampling::samples_all(run, Probe::Tcp) => {
+            (_, state::SYN_SENT) if sampling::samples_all(run) => {
                 let now_ns = run.begin_work_at();
                 connecting::<M>(sk, now_ns);
                 run.end_work();
@@ -85,7 +85,7 @@ fn state_changed<M: Memory>(ctx: &BtfTracePointContext) -> i32 {
             (_, state::CLOSE) => match M::find(sk) {
                 Some(socket) => {
                     let now_ns = run.begin_work_at();
-                    followed_closed::<M>(sk, socket, old, now_ns, bank);
+                    followed_closed::<M>(sk, socket, old, now_ns, bank, run);
                     run.end_work();
                 }
                 None => closed::<M>(sk, old, bank, run),
@@ -100,7 +100,7 @@ fn state_changed<M: Memory>(ctx: &BtfTracePointContext) -> i32 {
             (state::SYN_SENT | state::SYN_RECV, state::ESTABLISHED | state::FIN_WAIT1) => match M::find(sk) {
                 Some(socket) => {
                     let now_ns = run.begin_work_at();
-                    followed_established(socket, now_ns, bank);
+                    followed_established(socket, now_ns, bank, run);
                     run.end_work();
                 }
                 None => established::<M>(sk, old, bank, run),
@@ -126,7 +126,7 @@ pub fn tcp_reset_recv(_ctx: BtfTracePointContext) -> i32 {
 #[inline(always)]
 fn reset(program: Program, direction: usize) -> i32 {
     let Some(mut run) = meter::begin(program) else { return 0 };
-    let weight = sampling::sample(&run, Probe::Tcp);
+    let weight = sampling::sample(&run);
     if !weight.is_nothing()
         && let Some(bank) = TCP_BANK.get_ptr_mut(0)
     {
@@ -148,8 +148,8 @@ fn connecting<M: Memory>(sk: *const c_void, now_ns: u64) {
 
 /// Both ends agreed on a connection that is followed since its SYN was sent.
 #[inline(always)]
-fn followed_established(socket: *mut Socket, now_ns: u64, bank: *mut TcpBank) {
-    let weight = sampling::whenever_attached(Probe::Tcp);
+fn followed_established(socket: *mut Socket, now_ns: u64, bank: *mut TcpBank, run: &Run) {
+    let weight = sampling::whenever_attached(run);
     // SAFETY: socket storage and banks are map values; only this socket's own state changes write these words.
     unsafe {
         if (*socket).since_ns != 0 {
@@ -164,9 +164,9 @@ fn followed_established(socket: *mut Socket, now_ns: u64, bank: *mut TcpBank) {
 /// Both ends agreed on a connection that is not followed yet.
 #[inline(always)]
 fn established<M: Memory>(sk: *const c_void, old: u32, bank: *mut TcpBank, run: &mut Run) {
-    let weight = sampling::sample(run, Probe::Tcp);
+    let weight = sampling::sample(run);
     // SAFETY: a map value.
-    count(unsafe { &raw mut (*bank).opened }, weight);
+    count(unsafe { &raw mut (*bank).opened }, weight, run);
     if weight.is_nothing() {
         return shed();
     }
@@ -186,10 +186,10 @@ fn established<M: Memory>(sk: *const c_void, old: u32, bank: *mut TcpBank, run: 
 
 /// Counts a beginning or an end that may have been skipped.
 #[inline(always)]
-fn count(counted: *mut ConnectionCount, weight: Weight) {
+fn count(counted: *mut ConnectionCount, weight: Weight, run: &Run) {
     // SAFETY: a map value.
     unsafe {
-        add(&raw mut (*counted).passed, sampling::whenever_attached(Probe::Tcp).of(1));
+        add(&raw mut (*counted).passed, sampling::whenever_attached(run).of(1));
         if !weight.is_nothing() {
             add(&raw mut (*counted).estimated, weight.of(1));
         }
@@ -261,10 +261,10 @@ fn closed<M: Memory>(sk: *const c_void, old: u32, bank: *mut TcpBank, run: &mut 
         // SAFETY: a map value.
         maps::lose(unsafe { &raw mut (*bank).lost }, Loss::LateAttach);
     }
-    let weight = sampling::sample(run, Probe::Tcp);
+    let weight = sampling::sample(run);
     if was_shed && !handshake {
         // SAFETY: a map value.
-        count(unsafe { &raw mut (*bank).ended }, weight);
+        count(unsafe { &raw mut (*bank).ended }, weight, run);
     }
     if weight.is_nothing() {
         return;
@@ -298,8 +298,9 @@ fn followed_closed<M: Memory>(
     old: u32,
     now_ns: u64,
     bank: *mut TcpBank,
+    run: &Run,
 ) {
-    let weight = sampling::whenever_attached(Probe::Tcp);
+    let weight = sampling::whenever_attached(run);
     // SAFETY: `sk` is a `sock` by the tracepoint's BTF; socket storage and banks are map values; only this socket's own state
     // changes write these words.
     unsafe {

@@ -5,7 +5,7 @@
 use core::ffi::c_void;
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
-use siskin_ebpf::{Loss, PROTOCOL_UDP, Probe, Program, Role, Table, UdpBank, UdpRow, Weight};
+use siskin_ebpf::{Loss, PROTOCOL_UDP, Program, Role, Table, UdpBank, UdpRow, Weight};
 
 use crate::{
     atomic::add,
@@ -59,13 +59,13 @@ pub const NOTHING: i32 = -1;
 /// A socket moved `result` bytes, or failed to: `direction` 0 is sent, 1 received.
 #[inline(always)]
 fn moved(sk: impl Pointer, result: i32, direction: usize, program: Program) -> i32 {
-    let Some(mut run) = meter::begin(program) else { return 0 };
-    if is_udp(sk)
-        && result >= 0
-        && let Some(bank) = UDP_BANK.get_ptr_mut(0)
-    {
-        let weight = sampling::sample(&run, Probe::Udp);
-        if !weight.is_nothing() {
+    let is_event = is_udp(sk) && result >= 0;
+    let Some(mut run) = meter::begin_event(program, is_event) else { return 0 };
+    if is_event {
+        let weight = sampling::sample(&run);
+        if !weight.is_nothing()
+            && let Some(bank) = UDP_BANK.get_ptr_mut(0)
+        {
             run.begin_work();
             count(sk, result as u64, direction, weight, bank);
             run.end_work();

@@ -13,7 +13,7 @@ use siskin_ebpf::{Rate, Sampler, Weight};
 
 const WINDOWS: u64 = 1000;
 
-/// Numbers for the streams; another generator than the sampler's own.
+/// Numbers for the streams, and for the sampler instead of the kernel's.
 struct SplitMix(u64);
 
 impl SplitMix {
@@ -28,6 +28,30 @@ impl SplitMix {
     /// Uniform in (0, 1].
     fn unit(&mut self) -> f64 {
         ((self.next() >> 11) + 1) as f64 / (1u64 << 53) as f64
+    }
+}
+
+/// A sampler that is told the rate before each event.
+#[derive(Clone, Copy, Default)]
+struct Told {
+    sampler: Sampler,
+    rate: Option<[u64; 4]>,
+}
+
+impl Told {
+    fn sample(&mut self, rate: &Rate, random: &mut SplitMix) -> Weight {
+        let words = [rate.period, rate.duty, rate.tick, rate.allowance];
+        if self.rate.replace(words) != Some(words) {
+            self.sampler.change(rate);
+        }
+        if self.sampler.skips(|| random.next() as u32) { Weight::NOTHING } else { self.sampler.take() }
+    }
+
+    /// As user space reads it.
+    fn read(&self) -> Sampler {
+        let mut sampler = self.sampler;
+        sampler.settle();
+        sampler
     }
 }
 
@@ -58,18 +82,18 @@ fn run(
     kind: Estimate,
 ) -> Result {
     let is_scaled = kind == Estimate::Scaled;
-    let mut stream = SplitMix(seed);
-    let mut sampler = Sampler::default();
+    let (mut stream, mut random) = (SplitMix(seed), SplitMix(seed ^ 0x5851_f42d_4c95_7f2d));
+    let mut told = Told::default();
     let (mut sum, mut square, mut inside) = (0.0, 0.0, 0.0);
     let (mut residual, mut sums, mut squares) = (Residual::default(), 0.0, 0u64);
     for _ in 0..WINDOWS {
         let (mut truth, mut estimate) = (0u64, 0u64);
-        let begin = sampler;
+        let begin = told.read();
         let before = residual.variance(0);
         for n in 0..events {
             let value = value(&mut stream, n);
             truth += value;
-            let weight = sampler.sample(&rate(n), || seed);
+            let weight = told.sample(&rate(n), &mut random);
             if !weight.is_nothing() {
                 estimate += weight.of(value);
                 sums += weight.of(value) as f64;
@@ -77,12 +101,13 @@ fn run(
             }
             // Read every so often, as ticks and scrapes do.
             if n % (events / 4) == events / 4 - 1 || n == events - 1 {
-                let Sampler { count_variance, sampled_variance, estimated, .. } = sampler;
+                let Sampler { count_variance, sampled_variance, estimated, .. } = told.read();
                 let sampled =
                     Sampled { count_variance, sampled_variance, estimated, sums: [sums], squares: [squares] };
                 residual.read(&sampled, is_scaled);
             }
         }
+        let sampler = told.read();
         let (passed, estimated) = (sampler.passed - begin.passed, sampler.estimated - begin.estimated);
         let factor = if is_scaled { passed as f64 / estimated as f64 } else { 1.0 };
         let error = estimate as f64 * factor - truth as f64;
@@ -174,23 +199,23 @@ fn an_allowance_bounds_a_burst_and_adds_no_bias() {
     let rate = move |n: u64| Rate { period: 3, tick: n / 50_000, allowance, ..Rate::default() };
     assert_holds("count, with an allowance", &run(17, 150_000, |_, _| 1, rate, Estimate::Plain));
 
-    let mut sampler = Sampler::default();
+    let (mut told, mut random) = (Told::default(), SplitMix(99));
     for burst_log2 in [14u64, 18, 22] {
-        let before = sampler.sampled;
+        let before = told.sampler.sampled;
         for _ in 0..1u64 << burst_log2 {
-            sampler.sample(&Rate { period: 4, tick: burst_log2, allowance, ..Rate::default() }, || 99);
+            told.sample(&Rate { period: 4, tick: burst_log2, allowance, ..Rate::default() }, &mut random);
         }
-        let (sampled, stretches) = (sampler.sampled - before, burst_log2 / 2);
+        let (sampled, stretches) = (told.sampler.sampled - before, burst_log2 / 2);
         assert!(sampled <= allowance * stretches, "{sampled} sampled of a burst of 2^{burst_log2}");
     }
 }
 
 #[test]
 fn every_event_is_counted_and_at_period_one_every_event_is_sampled() {
-    let mut sampler = Sampler::default();
+    let (mut told, mut random) = (Told::default(), SplitMix(1));
     for n in 0..10_000 {
-        assert_eq!(sampler.sample(&fixed(1)(n), || 1), Weight::ONE);
+        assert_eq!(told.sample(&fixed(1)(n), &mut random), Weight::ONE);
     }
-    let Sampler { events, sampled, passed, estimated, count_variance, .. } = sampler;
+    let Sampler { events, sampled, passed, estimated, count_variance, .. } = told.read();
     assert_eq!([events, sampled, passed, estimated, count_variance], [10_000, 10_000, 10_000, 10_000, 0]);
 }

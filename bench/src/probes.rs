@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, fmt::Write as _, path::PathBuf, thread, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::Args;
 use siskin_tests::{agent::Agent, disk::LoopDevice};
 
@@ -89,6 +89,7 @@ pub fn run(options: &Options) -> Result<String> {
                     }
                     let ours = after.0.ns_per_run_since(before.0);
                     let empty = after.1.ns_per_run_since(before.1);
+                    ensure!((ours / empty).is_finite(), "{} or {} did not run", pair.program, pair.empty);
                     let runs = found.entry((pair.program, sampled)).or_default();
                     runs.ours.push(ours);
                     runs.empty.push(empty);

@@ -1,6 +1,6 @@
 //! What the programs note about themselves: how often they ran, how long, and the state of their sampling.
 
-use super::{Probe, Sampler, words::made_of_words};
+use super::{Probe, Rate, Sampler, words::made_of_words};
 
 made_of_words!(AllStats);
 
@@ -134,41 +134,74 @@ impl Timed {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ProgramStats {
-    /// Times it ran.
-    pub runs: u64,
     /// The tick in which it ran last.
     pub tick: u64,
     /// Times it had run before that tick.
-    pub runs_before: u64,
+    runs_before: u64,
     /// Some of its runs, each until the event is skipped or the work on it begins.
     pub run_time: Timed,
     /// The clock alone, read twice before each of those.
     pub clock_time: Timed,
-    /// When the run began that is being timed, in nanoseconds since boot; else 0.
-    pub run_began_ns: u64,
     /// Runs that did the whole work: of a sampled program those whose event was sampled, else all.
     pub sampled_runs: u64,
     /// Some of those, from where the work on the event begins.
     pub sampled_time: Timed,
     /// When the work began that is being timed, in nanoseconds since boot; else 0.
     pub work_began_ns: u64,
-    /// Its sampling.
+    /// Its sampling. At its end begins what every run needs, close together.
     pub sampler: Sampler,
-    /// N x D and N of the event that it sampled last.
-    pub weight: [u64; 2],
+    /// Times it ran.
+    pub runs: u64,
+    /// The run in which something is to be done besides counting it.
+    stop: u64,
+    /// The generation of the rate that it goes by.
+    generation: u64,
+    /// When the run began that is being timed, in nanoseconds since boot; else 0.
+    pub run_began_ns: u64,
 }
 
 impl ProgramStats {
-    /// Counts a run; says whether it is the one that notifies user space: so many within a tick
-    /// cost more than may be spent in it.
+    /// Counts a run. Says whether there is something to do besides: see [`Self::look`].
     #[inline(always)]
-    pub fn run(&mut self, tick: u64, overload_runs: u64) -> bool {
-        if self.tick != tick {
-            self.tick = tick;
-            self.runs_before = self.runs;
+    pub fn run(&mut self, generation: u64) -> bool {
+        self.runs += 1;
+        self.runs >= self.stop || self.generation != generation
+    }
+
+    /// Counts a run and an event if the event is skipped and nothing else is to be done; says whether
+    /// that was so.
+    #[inline(always)]
+    pub fn skips(&mut self, generation: u64) -> bool {
+        if self.runs + 1 >= self.stop || self.generation != generation || !self.sampler.skips_next() {
+            return false;
         }
         self.runs += 1;
-        self.runs - self.runs_before == overload_runs
+        self.sampler.events += 1;
+        true
+    }
+
+    /// Looks at the rate, which may have changed. Says whether this run is the one that notifies
+    /// user space: so many within a tick cost more than may be spent in it.
+    #[inline(always)]
+    pub fn look(&mut self, rate: &Rate) -> bool {
+        // A map that nobody wrote yet is zero, and so is its first generation.
+        if self.generation != rate.generation || self.sampler.period() == 0 {
+            self.generation = rate.generation;
+            if self.tick != rate.tick {
+                self.tick = rate.tick;
+                self.runs_before = self.runs - 1;
+            }
+            self.sampler.change(rate);
+        }
+        self.runs - self.runs_before == rate.overload_runs
+    }
+
+    /// Sets when to stop next, after the run was timed or not.
+    #[inline(always)]
+    pub fn set_stop(&mut self, rate: &Rate) {
+        let notified = self.runs_before + rate.overload_runs;
+        let timed = self.run_time.next;
+        self.stop = if self.runs < notified && notified < timed { notified } else { timed };
     }
 }
 
@@ -187,13 +220,42 @@ mod tests {
     #[test]
     fn an_overload_is_notified_once_a_tick_and_only_by_too_many_runs() {
         let mut stats = ProgramStats::default();
-        let mut notified = |tick, runs| (0..runs).filter(|_| stats.run(tick, 10)).count();
-        assert_eq!(notified(1, 9), 0);
-        assert_eq!(notified(2, 9), 0);
-        assert_eq!(notified(2, 100), 1);
-        assert_eq!(notified(3, 10), 1);
-        assert_eq!((0..100).filter(|_| stats.run(4, 0)).count(), 0, "no limit");
-        assert_eq!(stats.runs, 9 + 9 + 100 + 10 + 100);
+        let mut notified = |tick, overload_runs, runs| {
+            let rate = Rate { tick, overload_runs, generation: tick, ..Rate::default() };
+            let mut run = || {
+                if !stats.run(rate.generation) {
+                    return false;
+                }
+                let is_notified = stats.look(&rate);
+                stats.run_time.is_due(stats.runs, 1000, || 1 << 31);
+                stats.set_stop(&rate);
+                is_notified
+            };
+            (0..runs).filter(|_| run()).count()
+        };
+        assert_eq!(notified(1, 10, 9), 0);
+        assert_eq!(notified(2, 10, 9), 0);
+        assert_eq!(notified(2, 10, 100), 1);
+        assert_eq!(notified(3, 10, 10), 1);
+        assert_eq!(notified(4, 0, 100), 0, "no limit");
+        assert_eq!(notified(5, 30_000, 70_000), 1);
+        assert_eq!(stats.runs, 9 + 9 + 100 + 10 + 100 + 70_000);
+    }
+
+    #[test]
+    fn most_runs_are_only_counted() {
+        let mut stats = ProgramStats::default();
+        let rate = Rate { generation: 1, ..Rate::default() };
+        let mut stops = 0;
+        for _ in 0..100_000 {
+            if stats.run(1) {
+                stops += 1;
+                stats.look(&rate);
+                stats.run_time.is_due(stats.runs, 1000, || 1 << 31);
+                stats.set_stop(&rate);
+            }
+        }
+        assert!(stops < 400, "{stops}");
     }
 
     /// Numbers as the kernel's helper gives them, from a generator of 64 bits.

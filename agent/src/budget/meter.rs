@@ -85,6 +85,10 @@ pub struct Meter {
     busy_cpus: [f64; PROBES],
 }
 
+/// Times that the statistics are read again because a program was changing them: it takes
+/// nanoseconds, a few times a second.
+const MOST_TRIES: u32 = 10;
+
 /// Runs since the last reading from which it is said how they are spread over the CPUs.
 const SPREAD_RUNS: f64 = 100.0;
 
@@ -114,7 +118,7 @@ impl Meter {
     /// # Errors
     /// When the kernel refuses it.
     pub fn read(&mut self) -> io::Result<AllStats> {
-        let stats: AllStats = self.bank.read()?;
+        let stats = self.read_whole()?;
         self.spread();
         let mut added = stats.since(&self.stats);
         for word in added.words_mut() {
@@ -137,6 +141,25 @@ impl Meter {
                 + readings as f64 * cost.clock.ns();
         }
         Ok(added)
+    }
+
+    /// Reads what the programs keep, up to the last event. What one of them was changing meanwhile is
+    /// read again.
+    fn read_whole(&mut self) -> io::Result<AllStats> {
+        let mut tries = 0;
+        loop {
+            let (stats, is_whole) = self.bank.read_each(|stats: &mut AllStats| {
+                stats.programs.iter_mut().fold(true, |all, of| {
+                    let is_whole = of.sampler.is_whole();
+                    of.sampler.settle();
+                    all && is_whole
+                })
+            })?;
+            tries += 1;
+            if is_whole || tries == MOST_TRIES {
+                return Ok(stats);
+            }
+        }
     }
 
     /// Finds how the runs since the last reading are spread.

@@ -21,7 +21,7 @@ struct Shared {
     sockets_limit: AtomicU64,
     tcp_shed: AtomicU64,
     cpus_per_shard_log2: AtomicU64,
-    rates: [[AtomicU64; 5]; PROBES],
+    rates: [[AtomicU64; 6]; PROBES],
     paused: [AtomicU64; PROBES],
 }
 
@@ -39,6 +39,7 @@ const _: () = assert!(
         && offset_of!(Rate, tick) == 16
         && offset_of!(Rate, allowance) == 24
         && offset_of!(Rate, overload_runs) == 32
+        && offset_of!(Rate, generation) == 40
 );
 
 /// The mapped element.
@@ -115,30 +116,34 @@ impl Control {
 
     /// How a probe's events are sampled now.
     pub fn rate(&self, probe: Probe) -> Rate {
-        let [period, duty, tick, allowance, overload_runs] = &self.shared().rates[probe as usize];
+        let [period, duty, tick, allowance, overload_runs, generation] = &self.shared().rates[probe as usize];
         Rate {
             period: period.load(SeqCst).max(1),
             duty: duty.load(SeqCst).max(1),
             tick: tick.load(SeqCst),
             allowance: allowance.load(SeqCst),
             overload_runs: overload_runs.load(SeqCst),
+            generation: generation.load(SeqCst),
         }
     }
 
     /// Sets for which share of the time a probe is attached, as one part in `duty`: before the
     /// first event of a window, because what is sampled from now on stands for so much more.
     pub fn set_duty(&self, probe: Probe, duty: u64) {
-        self.shared().rates[probe as usize][1].store(duty, SeqCst);
+        let [_, of, .., generation] = &self.shared().rates[probe as usize];
+        of.store(duty, SeqCst);
+        generation.fetch_add(1, SeqCst);
     }
 
-    /// Sets how a probe's events are sampled while it is attached: all of `rate` but the share of the time. The words change one after
-    /// the other, which is fine: each event gets the weight that it was sampled with.
+    /// Sets how a probe's events are sampled while it is attached: all of `rate` but the share of the time. The programs look at it when
+    /// the generation has changed, which is last.
     pub fn set_rate(&self, probe: Probe, rate: &Rate) {
-        let [period, _, tick, allowance, overload_runs] = &self.shared().rates[probe as usize];
+        let [period, _, tick, allowance, overload_runs, generation] = &self.shared().rates[probe as usize];
         allowance.store(rate.allowance, SeqCst);
         overload_runs.store(rate.overload_runs, SeqCst);
         period.store(rate.period.clamp(1, MAX_PERIOD), SeqCst);
         tick.store(rate.tick, SeqCst);
+        generation.fetch_add(1, SeqCst);
     }
 
     /// Has no program of the probe notify an overload until its rate is set again.

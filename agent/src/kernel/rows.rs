@@ -54,6 +54,22 @@ impl Bank {
         Ok(sum(&self.words))
     }
 
+    /// The same, with something done to each CPU's value before. Says whether all were as they should be.
+    ///
+    /// # Errors
+    /// When the kernel refuses the lookup.
+    pub fn read_each<V: Words>(&mut self, mut each: impl FnMut(&mut V) -> bool) -> io::Result<(V, bool)> {
+        sys::lookup(self.map.as_fd(), &0u32.to_ne_bytes(), &mut self.words)?;
+        let mut is_good = true;
+        for words in self.words.chunks_exact_mut(size_of::<V>() / 8) {
+            let mut value = V::zero();
+            value.words_mut().copy_from_slice(words);
+            is_good &= each(&mut value);
+            words.copy_from_slice(value.words());
+        }
+        Ok((sum(&self.words), is_good))
+    }
+
     /// What the last reading found on each CPU.
     pub fn by_cpu<V: Words>(&self) -> impl Iterator<Item = V> {
         self.words.chunks_exact(size_of::<V>() / 8).map(|words| {
