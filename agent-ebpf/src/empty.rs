@@ -1,10 +1,13 @@
-//! Programs that do nothing, on the tracepoints of Siskin's own: what they cost is what any program there costs. For
+//! Programs that do nothing, on hooks of Siskin's own: what they cost is what any program there costs. For
 //! benchmarks; an object of its own, because loading it must not make Siskin's maps.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(target_arch = "bpf")]
 mod programs {
-    use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+    use aya_ebpf::{
+        macros::{btf_tracepoint, fexit},
+        programs::{BtfTracePointContext, FExitContext},
+    };
 
     /// Programs on tracepoints that return at once.
     macro_rules! empty {
@@ -27,6 +30,18 @@ mod programs {
         empty_disk on "block_rq_complete";
         empty_send on "sock_send_length";
         empty_receive on "sock_recv_length";
+    }
+
+    /// `udp_sendmsg`.
+    #[fexit(function = "udp_sendmsg")]
+    pub fn empty_sendmsg(_ctx: FExitContext) -> i32 {
+        0
+    }
+
+    /// `udp_recvmsg`.
+    #[fexit(function = "udp_recvmsg")]
+    pub fn empty_recvmsg(_ctx: FExitContext) -> i32 {
+        0
     }
 }
 

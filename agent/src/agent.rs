@@ -115,11 +115,16 @@ async fn listen(flags: &Run) -> anyhow::Result<TcpListener> {
     })
 }
 
-/// Loads the programs and attaches them.
+/// Loads the programs and attaches them, to returns of functions if that may be.
 ///
 /// # Errors
 /// When nothing can run: no privilege, no BTF, maps over their budget.
-pub fn load(enabled: &[Probe], sizes: &Sizes, paths: &Paths) -> anyhow::Result<Kernel> {
+pub fn load(
+    enabled: &[Probe],
+    sizes: &Sizes,
+    paths: &Paths,
+    may_attach_exits: bool,
+) -> anyhow::Result<Kernel> {
     let limits = sizes.limits(possible_cpus()?);
     Kernel::load(&Request {
         sysfs: &paths.sysfs,
@@ -127,6 +132,7 @@ pub fn load(enabled: &[Probe], sizes: &Sizes, paths: &Paths) -> anyhow::Result<K
         groups: &probes::groups(),
         plans: &probes::plans(&limits),
         memory_limit_bytes: sizes.memory,
+        may_attach_exits,
         sockets_limit: limits.sockets.into(),
     })
 }
@@ -144,7 +150,7 @@ fn start(flags: &Run) -> anyhow::Result<(State, Vec<Attachment>, Option<OwnedFd>
         (None, Some(file)) => Some(cores::read(file).map_err(anyhow::Error::msg)?),
         (None, None) => Some(flags.cpu),
     };
-    let mut kernel = load(&enabled, &flags.sizes, &flags.paths)?;
+    let mut kernel = load(&enabled, &flags.sizes, &flags.paths, !flags.no_function_returns)?;
     // Kept alive: the kernel keeps statistics as long as the descriptor is open.
     let statistics = if flags.program_stats {
         Some(

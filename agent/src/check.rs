@@ -121,7 +121,7 @@ fn look(flags: &Check) -> (Vec<Finding>, Vec<Checked>) {
     let path = loader::types_path(&flags.paths.sysfs);
     let resolved = loader::read_types(&path)
         .and_then(|bytes| loader::parse_types(&bytes, &path).map(|btf| facts::resolve(&btf)));
-    let loaded = agent::load(&enabled, &flags.sizes, &flags.paths);
+    let loaded = agent::load(&enabled, &flags.sizes, &flags.paths, true);
     let allowed = privileges::check().map(|()| privileges::names(&privileges::NEEDED));
 
     let text = |error: &anyhow::Error| format!("{error:#}");

@@ -112,6 +112,10 @@ pub struct Run {
     #[arg(long = "debug.sampling-period", value_name = "EVENTS", value_parser = period, conflicts_with_all = ["cpu", "cpu_file", "exact"])]
     pub sampling_period: Option<u64>,
 
+    /// Attach nothing to the return of functions, as where the kernel cannot
+    #[arg(long = "debug.no-function-returns")]
+    pub no_function_returns: bool,
+
     /// Least severe messages to log
     #[arg(long = "log.level", value_name = "LEVEL", default_value = "info")]
     pub log_level: LogLevel,

@@ -6,6 +6,7 @@
 mod budget;
 mod cgroups;
 mod empty;
+mod growth;
 mod load;
 mod machine;
 mod probes;
@@ -38,6 +39,11 @@ enum Bench {
     Cgroups(cgroups::Options),
     /// Flow rows shared by all CPUs against a copy for each
     Tables(tables::Options),
+    /// How cost grows with events, connections, flows, workloads, devices and CPUs
+    Growth(growth::Options),
+    /// What is measured inside of a guest
+    #[command(hide = true)]
+    Guest(growth::guest::Options),
 }
 
 fn main() -> Result<()> {
@@ -47,6 +53,8 @@ fn main() -> Result<()> {
         Bench::Workload(options) => workload::run(&options)?,
         Bench::Cgroups(options) => cgroups::run(&options)?,
         Bench::Tables(options) => tables::run(&options)?,
+        Bench::Growth(options) => growth::run(&options)?,
+        Bench::Guest(options) => growth::guest::run(&options)?,
     };
     print!("{report}");
     Ok(())

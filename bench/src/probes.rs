@@ -70,7 +70,7 @@ pub fn run(options: &Options) -> Result<String> {
         for sampled in [round % 2 == 0, round % 2 == 1] {
             // Who comes first at a tracepoint pays for what the other then finds in the caches.
             let empty_first = round / 2 % 2 == 0;
-            let attach = || Empty::attach(&options.empty_object, |_| true);
+            let attach = || Empty::attach(&options.empty_object, &PAIRS);
             let early = if empty_first { Some(attach()?) } else { None };
             let agent = Agent::start(&[if sampled { SAMPLED } else { SKIPPED }, "--debug.program-stats"]);
             let empty = if let Some(empty) = early { empty } else { attach()? };

@@ -86,7 +86,7 @@ impl Reading {
 }
 
 /// CPU seconds of a process, to the nanosecond; `utime` and `stime` of /proc count in hundredths.
-fn process_seconds(pid: u32) -> Result<f64> {
+pub fn process_seconds(pid: u32) -> Result<f64> {
     let mut clock = 0;
     // SAFETY: the call fills the clock's id.
     let result = unsafe { libc::clock_getcpuclockid(pid as i32, &raw mut clock) };

@@ -6,7 +6,7 @@ use anyhow::Result;
 use siskin_tests::agent::Agent;
 
 use crate::{
-    empty::Empty,
+    empty::{Empty, UDP},
     load::{
         generators::Generators,
         job::{Count, Job, Sizes, Work},
@@ -63,9 +63,8 @@ pub fn measure(options: &Options, network: &Network) -> Result<String> {
 }
 
 fn state(state: State, options: &Options, network: &Network) -> Result<(f64, f64)> {
-    let is_udp = |tracepoint: &str| tracepoint.starts_with("sock_");
     let _empty = match state {
-        State::Empty => Some(Empty::attach(&options.empty_object, |pair| is_udp(pair.tracepoint))?),
+        State::Empty => Some(Empty::attach(&options.empty_object, &UDP)?),
         _ => None,
     };
     let agent = match state {

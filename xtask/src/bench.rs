@@ -14,11 +14,14 @@ use crate::{
     privilege::Privilege,
     steps::{self, step},
     toolchain::Toolchain,
+    vm::measure::Guests,
     workspace,
 };
 
 const PAGE: &str = "docs/overhead.md";
-const CHART: &str = "docs/budget.svg";
+/// The kernel of guests, and their sizes.
+const GUEST_KERNEL: &str = "6.12";
+const GUEST_CPUS: [usize; 4] = [2, 16, 32, 64];
 const HEAD: &str = "<!-- Written by `cargo xtask bench NAME --write`, section by section. Do not edit. -->\n\n\
     # Overhead\n\n\
     What Siskin costs, as measured by `cargo xtask bench` on one machine; run it on yours. Where a figure misses its aim, \
@@ -37,11 +40,14 @@ enum Bench {
     Cgroups,
     /// Flow rows shared by all CPUs against a copy for each
     Tables,
+    /// How cost grows with events, connections, flows, workloads, devices and, in guests, CPUs
+    Growth,
 }
 
 impl Bench {
     /// In the order of the page.
-    const ALL: [Self; 5] = [Self::Probes, Self::Budget, Self::Workload, Self::Cgroups, Self::Tables];
+    const ALL: [Self; 6] =
+        [Self::Probes, Self::Budget, Self::Workload, Self::Cgroups, Self::Tables, Self::Growth];
 
     fn name(self) -> &'static str {
         match self {
@@ -50,6 +56,16 @@ impl Bench {
             Self::Workload => "workload",
             Self::Cgroups => "cgroups",
             Self::Tables => "tables",
+            Self::Growth => "growth",
+        }
+    }
+
+    /// Its drawing: where it is made, and where it is kept.
+    fn drawing(self) -> Option<[&'static str; 2]> {
+        match self {
+            Self::Budget => Some(["target/bench-budget.svg", "docs/budget.svg"]),
+            Self::Growth => Some(["target/bench-growth.svg", "docs/growth.svg"]),
+            Self::Probes | Self::Workload | Self::Cgroups | Self::Tables => None,
         }
     }
 }
@@ -91,7 +107,7 @@ pub fn bench(toolchain: &Toolchain, options: &Options) -> Result<()> {
         None => agent::build(toolchain, &agent::Options::default())?,
     };
     let program = build(toolchain)?;
-    let chart = workspace::path("target/bench-budget.svg");
+    let drawing = options.bench.drawing();
     let mut command = privilege.command(Path::new("/usr/bin/env"));
     // As an argument, because sudo drops variables.
     let mut variable = OsString::from("SISKIN_BIN=");
@@ -109,22 +125,63 @@ pub fn bench(toolchain: &Toolchain, options: &Options) -> Result<()> {
     if let Some(only) = &options.only {
         command.args(["--only", only]);
     }
+    if let Some([made, _]) = drawing {
+        command.arg("--svg").arg(workspace::path(made));
+    }
     match options.bench {
         Bench::Probes => command.arg("--empty-object").arg(empty),
-        Bench::Budget => command.arg("--svg").arg(&chart),
         Bench::Tables => command.arg("--tables-object").arg(tables),
-        Bench::Workload | Bench::Cgroups => &mut command,
+        Bench::Growth => {
+            let [machines, datagrams] = in_guests(toolchain, &agent, empty)?;
+            command.arg("--machines").arg(machines).arg("--datagrams").arg(datagrams)
+        }
+        Bench::Budget | Bench::Workload | Bench::Cgroups => &mut command,
     };
     let report = step(&format!("measuring {}", options.bench.name()), || steps::capture(&mut command))?;
     print!("{report}");
     if options.write {
         write(options.bench, &report)?;
-        if options.bench == Bench::Budget {
-            workspace::install(&chart, &workspace::path(CHART))?;
-            steps::say(&format!("wrote {CHART}"));
+        if let Some([made, kept]) = drawing {
+            workspace::install(&workspace::path(made), &workspace::path(kept))?;
+            steps::say(&format!("wrote {kept}"));
         }
     }
     Ok(())
+}
+
+/// Measures in guests. Returns files with what they said: of machines of several sizes, and of
+/// datagrams.
+fn in_guests(toolchain: &Toolchain, agent: &Path, empty: PathBuf) -> Result<[PathBuf; 2]> {
+    let program = build_static(toolchain)?;
+    let guests = Guests::new(GUEST_KERNEL, agent, &program, vec![("empty.o".to_owned(), empty)])?;
+    let keep = |name: &str, said: String| {
+        let file = workspace::path("target").join(name);
+        fs::write(&file, said).with_context(|| format!("cannot write {}", file.display()))?;
+        Ok::<_, anyhow::Error>(file)
+    };
+    let mut machines = String::new();
+    for cpus in GUEST_CPUS {
+        let said =
+            step(&format!("measuring in a guest with {cpus} CPUs"), || guests.run(cpus, "guest cpus"))?;
+        steps::say(said.trim());
+        machines.push_str(&said);
+    }
+    let datagrams = step("measuring datagrams in a guest", || {
+        guests.run(GUEST_CPUS[0], "guest datagrams --empty-object /empty.o")
+    })?;
+    Ok([keep("bench-machines.json", machines)?, keep("bench-datagrams.json", datagrams)?])
+}
+
+/// The same program without a need for libraries: guests have none.
+fn build_static(toolchain: &Toolchain) -> Result<PathBuf> {
+    let triple = toolchain.host()?;
+    step("building what measures in guests", || {
+        let mut cargo = toolchain.cargo();
+        cargo.env("CARGO_PROFILE_RELEASE_PANIC", "unwind").env("CARGO_PROFILE_RELEASE_LTO", "off");
+        cargo.env(agent::target_variable(&triple, "RUSTFLAGS"), agent::STATIC);
+        steps::run(cargo.args(["build", "--release", "--package", "siskin-bench", "--target", &triple]))
+    })?;
+    Ok(workspace::path("target").join(triple).join("release/siskin-bench"))
 }
 
 fn build(toolchain: &Toolchain) -> Result<PathBuf> {

@@ -59,6 +59,8 @@ pub struct Request<'a> {
     pub plans: &'a [(Probe, Plan)],
     /// The most kernel memory that maps may take.
     pub memory_limit_bytes: u64,
+    /// Whether programs may be attached to the return of functions, where the kernel does that.
+    pub may_attach_exits: bool,
     /// TCP sockets that may be followed at once.
     pub sockets_limit: u64,
 }
@@ -94,7 +96,10 @@ impl Kernel {
         let bytes = read_types(&path)?;
         let btf = parse_types(&bytes, &path)?;
         let facts = facts::resolve(&btf);
-        let features = Features::probe(&btf);
+        let mut features = Features::probe(&btf);
+        if !request.may_attach_exits {
+            features.attaches_exits = |_| false;
+        }
         let choices: Vec<_> = request.groups.iter().filter_map(|group| features.choose(group)).collect();
 
         let cpus = possible_cpus()? as u64;

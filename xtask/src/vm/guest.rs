@@ -5,7 +5,7 @@ use std::{
     io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
-    process::{Child, ChildStdout, Stdio},
+    process::{Child, ChildStdout, Command, Stdio},
     sync::mpsc::{self, RecvTimeoutError},
     thread,
     time::{Duration, Instant},
@@ -24,7 +24,8 @@ const SURVEY: Duration = Duration::from_secs(120);
 /// A guest that says nothing for longer than anything in it may take is stuck.
 const SILENCE: Duration = Duration::from_secs(240);
 
-const SCRATCH_DISK_BYTES: u64 = 64 << 20;
+/// Bytes of a guest's disk.
+pub const SCRATCH_DISK_BYTES: u64 = 64 << 20;
 
 /// How a test ended.
 #[derive(Clone, Debug, PartialEq)]
@@ -85,7 +86,9 @@ pub fn run(kernel: &Kernel, content: &Content, plan: &str, heard: impl Fn(&Ended
     let scratch = File::create(&disk).with_context(|| format!("cannot make {}", disk.display()))?;
     scratch.set_len(SCRATCH_DISK_BYTES).context("cannot size the scratch disk")?;
 
-    let mut machine = boot(kernel, &initrd, &disk, &console, content.kvm)?;
+    let emulator = kernel.series.arch.machine(content.kvm);
+    let machine = Machine { cpus: 2, memory_mib: 1024, emulator };
+    let mut machine = machine.boot(kernel, &initrd, &disk, &console)?;
     let output = machine.stdout.take().context("the emulator has no stdout")?;
     let said = listen(output, heard);
     // At its end it powers off by itself; stuck, it has to be ended.
@@ -107,30 +110,12 @@ pub fn run(kernel: &Kernel, content: &Content, plan: &str, heard: impl Fn(&Ended
 
 /// The first file system: a shell, the modules, the agent, the tests, and what to do.
 fn initramfs(kernel: &Kernel, content: &Content, plan: &str) -> Result<Vec<u8>> {
-    let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
-    let mut archive = Archive::default();
-    for folder in ["dev", "proc", "sys", "tmp"] {
-        archive.directory(folder);
-    }
     let seconds = |name: &str, length: Duration| format!("export {name}={}\n", length.as_secs());
-    let [_, says] = kernel.series.arch.serial;
-    let settings = seconds("TEST_SECONDS", TEST)
-        + &seconds("SURVEY_SECONDS", SURVEY)
-        + &format!("export SAYS=/dev/{says}\n");
+    let settings = seconds("TEST_SECONDS", TEST) + &seconds("SURVEY_SECONDS", SURVEY);
     let Content { shell, agent, suite, .. } = content;
-    let (first, rest) = include_str!("init.sh").split_once('\n').context("init.sh is empty")?;
-    archive.file("init", format!("{first}\n{settings}{rest}").as_bytes());
-    archive.file("bin/busybox", &read(shell)?);
-    archive.file("siskin", &read(agent)?);
+    let mut archive = base(kernel, shell, agent, &(settings + include_str!("tests.sh")))?;
     archive.file("survey", &read(&suite.survey)?);
     archive.file("plan", plan.as_bytes());
-    let mut order = String::new();
-    for module in &kernel.modules {
-        let name = module.file_name().context("a module without a name")?.to_string_lossy();
-        archive.file(&format!("modules/{name}"), &read(module)?);
-        order.push_str(&format!("{name}\n"));
-    }
-    archive.file("modules/order", order.as_bytes());
     // The tests know the load maker by the path it was built at.
     for file in suite.binaries.iter().map(|(_, file)| file).chain([&suite.load]) {
         archive.file(&file.display().to_string(), &read(file)?);
@@ -138,21 +123,61 @@ fn initramfs(kernel: &Kernel, content: &Content, plan: &str) -> Result<Vec<u8>> 
     Ok(archive.finish())
 }
 
-fn boot(kernel: &Kernel, initrd: &Path, disk: &Path, console: &Path, kvm: bool) -> Result<Child> {
-    let arch = kernel.series.arch;
-    let mut qemu = arch.machine(kvm);
-    qemu.args(["-smp", "2", "-m", "1024", "-no-reboot"]);
-    qemu.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(initrd);
-    // By `vmtest=1` whoever would write to a disk knows that it is a scratch disk.
-    let messages = arch.serial[0];
-    let line = format!("console={messages} quiet loglevel=6 panic=-1 mitigations=off vmtest=1");
-    qemu.args(["-append", &line]);
-    qemu.arg("-serial").arg(format!("file:{}", console.display())).args(["-serial", "stdio"]);
-    qemu.arg("-drive").arg(format!("file={},if=virtio,format=raw", disk.display()));
-    qemu.stdin(Stdio::null()).stdout(Stdio::piped());
-    // SAFETY: between fork and exec one system call, which allocates nothing and takes no lock.
-    unsafe { qemu.pre_exec(end_with_parent) };
-    qemu.spawn().with_context(|| format!("cannot start {}", arch.emulator))
+/// A file system with a shell, the modules and the agent, in which the first process does `work`.
+pub fn base(kernel: &Kernel, shell: &Path, agent: &Path, work: &str) -> Result<Archive> {
+    let mut archive = Archive::default();
+    for folder in ["dev", "proc", "sys", "tmp"] {
+        archive.directory(folder);
+    }
+    let [_, says] = kernel.series.arch.serial;
+    let (first, rest) = include_str!("init.sh").split_once('\n').context("init.sh is empty")?;
+    archive.file("init", format!("{first}\nexport SAYS=/dev/{says}\n{rest}").as_bytes());
+    archive.file("work", work.as_bytes());
+    archive.file("bin/busybox", &read(shell)?);
+    archive.file("siskin", &read(agent)?);
+    let mut order = String::new();
+    for module in &kernel.modules {
+        let name = module.file_name().context("a module without a name")?.to_string_lossy();
+        archive.file(&format!("modules/{name}"), &read(module)?);
+        order.push_str(&format!("{name}\n"));
+    }
+    archive.file("modules/order", order.as_bytes());
+    Ok(archive)
+}
+
+/// The bytes of a file.
+pub fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// What a guest is made of.
+pub struct Machine {
+    /// CPUs.
+    pub cpus: usize,
+    /// Memory.
+    pub memory_mib: u64,
+    /// The emulator.
+    pub emulator: Command,
+}
+
+impl Machine {
+    /// Boots a kernel in it.
+    pub fn boot(self, kernel: &Kernel, initrd: &Path, disk: &Path, console: &Path) -> Result<Child> {
+        let arch = kernel.series.arch;
+        let mut qemu = self.emulator;
+        qemu.args(["-smp", &self.cpus.to_string(), "-m", &self.memory_mib.to_string(), "-no-reboot"]);
+        qemu.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(initrd);
+        // By `vmtest=1` whoever would write to a disk knows that it is a scratch disk.
+        let messages = arch.serial[0];
+        let line = format!("console={messages} quiet loglevel=6 panic=-1 mitigations=off vmtest=1");
+        qemu.args(["-append", &line]);
+        qemu.arg("-serial").arg(format!("file:{}", console.display())).args(["-serial", "stdio"]);
+        qemu.arg("-drive").arg(format!("file={},if=virtio,format=raw", disk.display()));
+        qemu.stdin(Stdio::null()).stdout(Stdio::piped());
+        // SAFETY: between fork and exec one system call, which allocates nothing and takes no lock.
+        unsafe { qemu.pre_exec(end_with_parent) };
+        qemu.spawn().with_context(|| format!("cannot start {}", arch.emulator))
+    }
 }
 
 /// Has the kernel end this process when the one that started it ends, however that ends.
@@ -246,7 +271,7 @@ fn words(text: &str) -> (&str, &str) {
 }
 
 /// The last lines of a file.
-fn tail(path: &PathBuf) -> String {
+pub fn tail(path: &Path) -> String {
     let mut text = Vec::new();
     if let Ok(mut file) = File::open(path) {
         // Shorter than that: from its beginning.

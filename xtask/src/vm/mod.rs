@@ -9,6 +9,7 @@ mod cpio;
 mod guest;
 mod host;
 mod kernel;
+pub mod measure;
 mod packages;
 mod report;
 mod survey;
