@@ -132,7 +132,8 @@ pub fn base(kernel: &Kernel, shell: &Path, agent: &Path, work: &str) -> Result<A
     let [_, says] = kernel.series.arch.serial;
     let (first, rest) = include_str!("init.sh").split_once('\n').context("init.sh is empty")?;
     archive.file("init", format!("{first}\nexport SAYS=/dev/{says}\n{rest}").as_bytes());
-    archive.file("work", work.as_bytes());
+    // Among programs: the tests are at the paths where they were built, whatever those are.
+    archive.file("bin/work", work.as_bytes());
     archive.file("bin/busybox", &read(shell)?);
     archive.file("siskin", &read(agent)?);
     let mut order = String::new();

@@ -1,5 +1,5 @@
 #!/bin/busybox sh
-# The first process of a guest: mounts what the tests look at, does what /work says, and powers off. Lines that begin with
+# The first process of a guest: mounts what the tests look at, does what /bin/work says, and powers off. Lines that begin with
 # @ are for xtask.
 export PATH=/bin HOME=/ TMPDIR=/tmp SISKIN_BIN=/siskin RUST_BACKTRACE=0
 /bin/busybox --install -s /bin
@@ -13,7 +13,7 @@ ip link set lo up
 stty -F $SAYS -opost
 exec </dev/null >$SAYS 2>&1
 
-. /work
+. /bin/work
 echo "@end"
 sync
 poweroff -f
