@@ -36,7 +36,7 @@ pub fn run(program: Program, work: impl FnOnce(&mut Run)) -> i32 {
 /// would make a function of the closure, and call it.
 #[inline(always)]
 pub fn run_event(program: Program, may_be_skipped: bool, work: impl FnOnce(&mut Run)) -> i32 {
-    if let Some(mut run) = begin_event(program, may_be_skipped) {
+    if let Some(mut run) = begin_event(program, may_be_skipped, false) {
         work(&mut run);
         run.end();
     }
@@ -47,13 +47,14 @@ pub fn run_event(program: Program, may_be_skipped: bool, work: impl FnOnce(&mut 
 /// [`Run::end`].
 #[inline(always)]
 pub fn begin(program: Program) -> Option<Run> {
-    begin_event(program, false)
+    begin_event(program, false, false)
 }
 
 /// The same for a run that is an event which `may_be_skipped`: nothing more is to be done when it
-/// is, as most are while few are sampled. So what those do lies close together, and comes first.
+/// is, as most are while few are sampled. So what those do lies close together, and comes first. A
+/// program that `stays_attached` does nothing while its probe is paused.
 #[inline(always)]
-pub fn begin_event(program: Program, may_be_skipped: bool) -> Option<Run> {
+pub fn begin_event(program: Program, may_be_skipped: bool, stays_attached: bool) -> Option<Run> {
     let all = PROGRAM_STATS.get_ptr_mut(0)?;
     // SAFETY: a map value; the index is a constant where this is inlined.
     let stats = unsafe { (&raw mut (*all).programs).cast::<ProgramStats>().add(program as usize) };
@@ -61,6 +62,11 @@ pub fn begin_event(program: Program, may_be_skipped: bool) -> Option<Run> {
     // SAFETY: map values; there is a rate for each probe; the statistics are written by this
     // program alone. Before 6.1 it may interrupt itself, which can lose a count and no more.
     unsafe {
+        if stays_attached
+            && get((&raw const (*control).paused).cast::<u64>().add(program.probe() as usize)) != 0
+        {
+            return None;
+        }
         let rate = (&raw const (*control).rates).cast::<Rate>().add(program.probe() as usize);
         let generation = get(&raw const (*rate).generation);
         if may_be_skipped && (*stats).skips(generation) {

@@ -30,27 +30,38 @@ const UNIT_LOG2: u32 = 2;
 #[btf_tracepoint(function = "sock_send_length")]
 pub fn udp_send(ctx: BtfTracePointContext) -> i32 {
     let sk: *const c_void = ctx.arg(0);
-    sent(sk, ctx.arg(1))
+    sent(sk, ctx.arg(1), SOCKET_LAYER)
 }
 
 /// `sock_recv_length(sk, ret, flags)`, in the process that received; 6.3 and later.
 #[btf_tracepoint(function = "sock_recv_length")]
 pub fn udp_receive(ctx: BtfTracePointContext) -> i32 {
     let sk: *const c_void = ctx.arg(0);
-    received(sk, ctx.arg(1), ctx.arg(2))
+    received(sk, ctx.arg(1), ctx.arg(2), SOCKET_LAYER)
 }
+
+/// What is known of the sockets at a hook.
+#[derive(Clone, Copy)]
+pub struct Hook {
+    /// They are of UDP's own functions, and not of whatever protocol.
+    pub is_of_udp: bool,
+    /// Its programs stay attached while the probe is paused.
+    pub stays_attached: bool,
+}
+
+const SOCKET_LAYER: Hook = Hook { is_of_udp: false, stays_attached: false };
 
 /// A socket sent `result` bytes, or failed to.
 #[inline(always)]
-pub fn sent(sk: impl Pointer, result: i32) -> i32 {
-    moved(sk, result, 0, Program::UdpSend)
+pub fn sent(sk: impl Pointer, result: i32, hook: Hook) -> i32 {
+    moved(sk, result, 0, Program::UdpSend, hook)
 }
 
 /// A socket received `result` bytes with these flags, or failed to.
 #[inline(always)]
-pub fn received(sk: impl Pointer, result: i32, flags: u32) -> i32 {
+pub fn received(sk: impl Pointer, result: i32, flags: u32, hook: Hook) -> i32 {
     let is_received = flags & (MSG_PEEK | MSG_ERRQUEUE) == 0;
-    moved(sk, if is_received { result } else { NOTHING }, 1, Program::UdpReceive)
+    moved(sk, if is_received { result } else { NOTHING }, 1, Program::UdpReceive, hook)
 }
 
 /// The result of a call that moved no datagram.
@@ -58,9 +69,9 @@ pub const NOTHING: i32 = -1;
 
 /// A socket moved `result` bytes, or failed to: `direction` 0 is sent, 1 received.
 #[inline(always)]
-fn moved(sk: impl Pointer, result: i32, direction: usize, program: Program) -> i32 {
-    let is_event = is_udp(sk) && result >= 0;
-    let Some(mut run) = meter::begin_event(program, is_event) else { return 0 };
+fn moved(sk: impl Pointer, result: i32, direction: usize, program: Program, hook: Hook) -> i32 {
+    let is_event = is_udp(sk, hook.is_of_udp) && result >= 0;
+    let Some(mut run) = meter::begin_event(program, is_event, hook.stays_attached) else { return 0 };
     if is_event {
         let weight = sampling::sample(&run);
         if !weight.is_nothing()
@@ -75,13 +86,13 @@ fn moved(sk: impl Pointer, result: i32, direction: usize, program: Program) -> i
     0
 }
 
-/// Whether the socket is one of UDP.
+/// Whether the socket is one of UDP. UDP's functions are those of UDP-Lite, too.
 #[inline(always)]
-fn is_udp(sk: impl Pointer) -> bool {
+fn is_udp(sk: impl Pointer, is_of_udp: bool) -> bool {
     // SAFETY: `sk` is a `sock`.
     let protocol: u16 = unsafe { load(sk, &facts::SK_PROTOCOL) };
-    if protocol != u16::from(PROTOCOL_UDP) {
-        return false;
+    if is_of_udp || protocol != u16::from(PROTOCOL_UDP) {
+        return protocol == u16::from(PROTOCOL_UDP);
     }
     // SAFETY: as above.
     let (family, kind): (u16, u16) = unsafe { (load(sk, &facts::SK_FAMILY), load(sk, &facts::SK_TYPE)) };

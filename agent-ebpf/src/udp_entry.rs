@@ -13,13 +13,13 @@
 use core::ffi::c_void;
 
 use aya_ebpf::{macros::kprobe, programs::ProbeContext};
-use siskin_ebpf::Probe;
 
 use crate::{
     facts::{self, Untyped, follow, load},
-    sampling::paused,
-    udp::{NOTHING, received, sent},
+    udp::{Hook, NOTHING, received, sent},
 };
+
+const BELOW: Hook = Hook { is_of_udp: false, stays_attached: true };
 
 /// Length of a UDP header (`struct udphdr`, include/uapi/linux/udp.h, 6.18).
 const HEADER_BYTES: i32 = 8;
@@ -41,24 +41,18 @@ pub fn ip6_send_skb(ctx: ProbeContext) -> u32 {
 pub fn skb_consume_udp(ctx: ProbeContext) -> u32 {
     let arguments: (_, _, Option<i32>) = (ctx.arg(0), ctx.arg(1), ctx.arg(2));
     let (Some(sk), Some(skb), Some(result)) = arguments else { return 0 };
-    if paused(Probe::Udp) {
-        return 0;
-    }
     // A datagram without bytes that was looked at is still in the queue.
     // SAFETY: `skb` is a `sk_buff`.
     let is_left = result == 0 && !unsafe { load::<*const c_void>(Untyped(skb), &facts::SKB_NEXT) }.is_null();
-    received(Untyped(sk), if is_left { NOTHING } else { result }, 0);
+    received(Untyped(sk), if is_left { NOTHING } else { result }, 0, BELOW);
     0
 }
 
 #[inline(always)]
 fn on_send(skb: Option<*const c_void>) -> u32 {
     let Some(skb) = skb.map(Untyped) else { return 0 };
-    if paused(Probe::Udp) {
-        return 0;
-    }
     // SAFETY: `skb` is a `sk_buff`; one of another protocol is turned away by its socket.
-    unsafe { sent(follow(skb, &facts::SKB_SK), payload_bytes(skb)) };
+    unsafe { sent(follow(skb, &facts::SKB_SK), payload_bytes(skb), BELOW) };
     0
 }
 

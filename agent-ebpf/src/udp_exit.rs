@@ -10,14 +10,14 @@
 use core::{ffi::c_void, hint::black_box};
 
 use aya_ebpf::{macros::fexit, programs::FExitContext};
-use siskin_ebpf::Probe;
 
 use crate::{
     facts::{self, load},
-    sampling::paused,
     socket::{AF_INET, AF_INET6},
-    udp::{received, sent},
+    udp::{Hook, received, sent},
 };
+
+const PROTOCOL: Hook = Hook { is_of_udp: true, stays_attached: true };
 
 /// `udp_sendmsg(sk, msg, len)`. Sockets of IPv6 come here too, for IPv4 peers, from inside their own function: they are counted there.
 #[fexit(function = "udp_sendmsg")]
@@ -46,13 +46,13 @@ pub fn udpv6_recvmsg(ctx: FExitContext) -> i32 {
 #[inline(always)]
 fn on_send(ctx: &FExitContext, family: u16) -> i32 {
     let sk: *const c_void = ctx.arg(0);
-    if is_of(sk, family) && !paused(Probe::Udp) { sent(sk, ctx.arg(3)) } else { 0 }
+    if is_of(sk, family) { sent(sk, ctx.arg(3), PROTOCOL) } else { 0 }
 }
 
 #[inline(always)]
 fn on_receive(ctx: &FExitContext, family: u16) -> i32 {
     let sk: *const c_void = ctx.arg(0);
-    if !is_of(sk, family) || paused(Probe::Udp) {
+    if !is_of(sk, family) {
         return 0;
     }
     // The result comes after the arguments. In boxes, because the compiler would make one load at a computed place of them,
@@ -62,7 +62,7 @@ fn on_receive(ctx: &FExitContext, family: u16) -> i32 {
         5 => black_box((ctx.arg(5), ctx.arg(3))),
         _ => black_box((ctx.arg(4), ctx.arg(3))),
     };
-    received(sk, result, flags)
+    received(sk, result, flags, PROTOCOL)
 }
 
 /// Whether the socket is of the address family.
