@@ -3,20 +3,17 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::{
-    bindings::BPF_NOEXIST, helpers::generated::bpf_get_smp_processor_id, macros::btf_tracepoint,
-    programs::BtfTracePointContext,
-};
+use aya_ebpf::{bindings::BPF_NOEXIST, macros::btf_tracepoint, programs::BtfTracePointContext};
 use siskin_ebpf::{
-    DISK_SHARDS, DiskBank, DiskKey, DiskOp, DiskRow, DiskWorkloadKey, DiskWorkloadRow, Latency, Loss,
-    Program, Table, Weight,
+    DiskBank, DiskKey, DiskOp, DiskRow, DiskWorkloadKey, DiskWorkloadRow, Latency, Loss, Program, Table,
+    Weight,
 };
 
 use crate::{
-    atomic::{add, get},
+    atomic::add,
     facts::{self, load, present},
     log::trace,
-    maps::{self, CONTROL, DISK_BANK, DISK_ROWS},
+    maps::{self, DISK_BANK, DISK_ROWS},
     meter::{self, Run},
     sampling,
 };
@@ -52,7 +49,7 @@ pub fn disk_complete(ctx: BtfTracePointContext) -> i32 {
 fn completed(ctx: &BtfTracePointContext, failed: bool, weight: Weight, now_ns: u64, run: &Run) {
     let rq: *const c_void = ctx.arg(0);
     let bytes: u32 = ctx.arg(2);
-    let Some(bank) = DISK_BANK.get_ptr_mut(0) else { return };
+    let Some(bank) = DISK_BANK.get_ptr_mut(maps::shard()) else { return };
     trace!(ctx, "request complete, failed {}, {} bytes", u8::from(failed), bytes);
     // SAFETY: `rq` is a `request` by the tracepoint's BTF.
     let (left, flags, part): (u32, u32, *const c_void) =
@@ -208,16 +205,6 @@ unsafe fn operation(rq: *const c_void, in_flush: bool, has_part: bool) -> DiskOp
     }
 }
 
-/// The shard of this CPU.
-#[inline(always)]
-fn shard() -> u32 {
-    // SAFETY: a map value.
-    let log2 = CONTROL.get_ptr(0).map_or(0, |of| unsafe { get(&raw const (*of).cpus_per_shard_log2) });
-    // SAFETY: the helper has no preconditions.
-    let cpu = unsafe { bpf_get_smp_processor_id() };
-    (cpu >> (log2 as u32 & 31)) & (DISK_SHARDS - 1)
-}
-
 /// The whole disk that the request is for; 0:0 for a queue without one.
 #[inline(always)]
 fn device(rq: *const c_void, op: DiskOp) -> DiskKey {
@@ -231,7 +218,7 @@ fn device(rq: *const c_void, op: DiskOp) -> DiskKey {
         };
         (load(disk, &facts::DISK_MAJOR), load(disk, &facts::DISK_MINOR))
     };
-    DiskKey { major, minor, op: op as u32, shard: shard() }
+    DiskKey { major, minor, op: op as u32, shard: maps::shard() }
 }
 
 /// The row of a device and operation, of the shard in the key.

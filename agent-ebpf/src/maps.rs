@@ -7,12 +7,13 @@ use core::hint::black_box;
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST},
     btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, SkStorage},
+    helpers::generated::bpf_get_smp_processor_id,
     macros::btf_map,
 };
 use siskin_ebpf::{
     AllStats, CgroupBank, CgroupKey, CgroupNote, CommRow, Control, DiskBank, DiskKey, DiskRow,
     DiskWorkloadKey, DiskWorkloadRow, Exited, FlowKey, FlowRow, Histogram, Listener, Loss, ProcessBank,
-    ProcessRow, Socket, Table, TcpBank, TcpRow, UdpBank, UdpRow, Weight,
+    ProcessRow, SHARDS, Socket, Table, TcpBank, TcpRow, UdpBank, UdpRow, Weight,
 };
 
 use crate::atomic::{add, get, set};
@@ -37,7 +38,7 @@ pub static CGROUP_NOTES: HashMap<CgroupKey, CgroupNote, ROWS> = HashMap::new();
 pub static CGROUP_DRAFT: PerCpuArray<CgroupNote, 1> = PerCpuArray::new();
 
 #[btf_map(name = "process_bank")]
-pub static PROCESS_BANK: PerCpuArray<ProcessBank, 1> = PerCpuArray::new();
+pub static PROCESS_BANK: Array<ProcessBank, { SHARDS as usize }> = Array::new();
 #[btf_map(name = "process_rows_a")]
 pub static PROCESS_ROWS_A: HashMap<u64, ProcessRow, ROWS> = HashMap::new();
 #[btf_map(name = "process_rows_b")]
@@ -50,7 +51,7 @@ pub static COMM_ROWS_B: HashMap<[u8; 16], CommRow, ROWS> = HashMap::new();
 pub static EXITED: LruHashMap<Exited, u64, ROWS> = LruHashMap::new();
 
 #[btf_map(name = "tcp_bank")]
-pub static TCP_BANK: PerCpuArray<TcpBank, 1> = PerCpuArray::new();
+pub static TCP_BANK: Array<TcpBank, { SHARDS as usize }> = Array::new();
 #[btf_map(name = "tcp_rows_a")]
 pub static TCP_ROWS_A: HashMap<u64, TcpRow, ROWS> = HashMap::new();
 #[btf_map(name = "tcp_rows_b")]
@@ -67,7 +68,7 @@ pub static TCP_BY_ADDRESS: HashMap<u64, Socket, ROWS, { BPF_F_NO_PREALLOC as usi
 pub static TCP_LISTENERS: HashMap<Listener, u64, ROWS> = HashMap::new();
 
 #[btf_map(name = "disk_bank")]
-pub static DISK_BANK: PerCpuArray<DiskBank, 1> = PerCpuArray::new();
+pub static DISK_BANK: Array<DiskBank, { SHARDS as usize }> = Array::new();
 #[btf_map(name = "disk_rows")]
 pub static DISK_ROWS: HashMap<DiskKey, DiskRow, ROWS> = HashMap::new();
 #[btf_map(name = "disk_work_a")]
@@ -81,6 +82,16 @@ pub static UDP_BANK: PerCpuArray<UdpBank, 1> = PerCpuArray::new();
 pub static UDP_ROWS_A: HashMap<FlowKey, UdpRow, ROWS> = HashMap::new();
 #[btf_map(name = "udp_rows_b")]
 pub static UDP_ROWS_B: HashMap<FlowKey, UdpRow, ROWS> = HashMap::new();
+
+/// The shard of this CPU: the index of its banks that are too large to be there for every CPU.
+#[inline(always)]
+pub fn shard() -> u32 {
+    // SAFETY: a map value.
+    let log2 = CONTROL.get_ptr(0).map_or(0, |of| unsafe { get(&raw const (*of).cpus_per_shard_log2) });
+    // SAFETY: the helper has no preconditions.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    (cpu >> (log2 as u32 & 31)) & (SHARDS - 1)
+}
 
 /// Adds one observation of `value` with its weight.
 #[inline(always)]

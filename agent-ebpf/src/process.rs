@@ -37,7 +37,7 @@ pub fn process_exec(ctx: BtfTracePointContext) -> i32 {
 #[inline(always)]
 fn executed(ctx: &BtfTracePointContext, weight: Weight) {
     let task: *const c_void = ctx.arg(0);
-    let Some(bank) = maps::PROCESS_BANK.get_ptr_mut(0) else { return };
+    let Some(bank) = maps::PROCESS_BANK.get_ptr_mut(maps::shard()) else { return };
     trace!(ctx, "exec");
     let row = row_of(task, bank);
     let comm_row = match bpf_get_current_comm() {
@@ -81,7 +81,7 @@ pub fn process_fork(ctx: BtfTracePointContext) -> i32 {
 
 #[inline(always)]
 fn forked(child: *const c_void, weight: Weight) {
-    let Some(bank) = maps::PROCESS_BANK.get_ptr_mut(0) else { return };
+    let Some(bank) = maps::PROCESS_BANK.get_ptr_mut(maps::shard()) else { return };
     let row = row_of(child, bank);
     // SAFETY: map values.
     unsafe {
@@ -135,7 +135,7 @@ fn ended(
     weight: Weight,
     run: &Run,
 ) {
-    let Some(bank) = maps::PROCESS_BANK.get_ptr_mut(0) else { return };
+    let Some(bank) = maps::PROCESS_BANK.get_ptr_mut(maps::shard()) else { return };
     let row = row_of(task, bank);
     if oom_killed {
         let weight = sampling::whenever_attached(run);

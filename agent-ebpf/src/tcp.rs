@@ -69,7 +69,7 @@ fn state_changed<M: Memory>(ctx: &BtfTracePointContext) -> i32 {
         if unsafe { load::<u16>(sk, &facts::SK_PROTOCOL) } != u16::from(PROTOCOL_TCP) {
             return;
         }
-        let Some(bank) = TCP_BANK.get_ptr_mut(0) else { return };
+        let Some(bank) = TCP_BANK.get_ptr_mut(maps::shard()) else { return };
         trace!(ctx, "tcp state {} to {}", old, new);
         // Should anything be remembered here, it is of an earlier socket at this address.
         if M::OUTLIVES_SOCKET && (new == state::SYN_SENT || old == state::SYN_RECV) {
@@ -128,7 +128,7 @@ fn reset(program: Program, direction: usize) -> i32 {
     let Some(mut run) = meter::begin(program) else { return 0 };
     let weight = sampling::sample(&run);
     if !weight.is_nothing()
-        && let Some(bank) = TCP_BANK.get_ptr_mut(0)
+        && let Some(bank) = TCP_BANK.get_ptr_mut(maps::shard())
     {
         run.begin_work();
         // SAFETY: a map value with two such words.

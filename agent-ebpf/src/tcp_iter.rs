@@ -14,9 +14,9 @@ use aya_ebpf::{
 use siskin_ebpf::{FlowKey, Listener, Loss, PROTOCOL_TCP, Probe, Role, Socket, SocketCounters, Weight};
 
 use crate::{
-    atomic::add,
+    atomic::{add, get},
     facts::{self, load},
-    maps::{self, TCP_BANK, TCP_LISTENERS},
+    maps::{self, CONTROL, TCP_BANK, TCP_LISTENERS},
     sampling::paused,
     socket::flow,
     tcp::{state, was_shed},
@@ -58,10 +58,7 @@ pub struct TcpSocket {
     uid: u64,
 }
 
-/// Sockets between two places where user space may stop and go on later. The kernel finds such a
-/// place by walking there over all before it, so few are better.
-const SOCKETS_SLICE: u64 = 4096;
-/// The same of files, which the kernel finds by their numbers.
+/// Files between two places where user space may stop and go on later.
 const FILES_SLICE: u64 = 512;
 
 /// Visits every followed socket of every network namespace and counts what it moved since the last visit.
@@ -75,23 +72,38 @@ pub extern "C" fn tcp_sweep(ctx: *const StorageElement) -> c_int {
             return 0;
         }
         sweep::<InSocket>(sk, socket, Lock::Open);
-        end_slice((*ctx).meta, SOCKETS_SLICE)
+        let stop = CONTROL.get_ptr(0).map_or(0, |of| get(&raw const (*of).sweep_stop));
+        if stop != 0 && (*(*ctx).meta).number + 1 >= stop {
+            end_slice((*ctx).meta);
+        }
+        0
     }
 }
 
-/// Where a slice ends, writes a byte, at which the kernel returns to who reads. Returns what an
-/// iterator that goes on does.
+/// Writes a byte, at which the kernel returns to who reads.
 ///
 /// # Safety
 /// `meta` is what the kernel passed to an iterator.
 #[inline(always)]
-unsafe fn end_slice(meta: *const Meta, slice: u64) -> c_int {
+unsafe fn end_slice(meta: *const Meta) {
     // SAFETY: as the caller promises.
     unsafe {
-        if (*meta).number % slice == slice - 1 {
-            // On the stack: a constant would be a map of its own.
-            let end = black_box(0u64);
-            bpf_seq_write((*meta).seq.cast(), (&raw const end).cast(), 1);
+        // On the stack: a constant would be a map of its own.
+        let end = black_box(0u64);
+        bpf_seq_write((*meta).seq.cast(), (&raw const end).cast(), 1);
+    }
+}
+
+/// Ends a slice of files where it is time. Returns what an iterator that goes on does.
+///
+/// # Safety
+/// As for [`end_slice`].
+#[inline(always)]
+unsafe fn end_files(meta: *const Meta) -> c_int {
+    // SAFETY: as the caller promises.
+    unsafe {
+        if (*meta).number % FILES_SLICE == FILES_SLICE - 1 {
+            end_slice(meta);
         }
     }
     0
@@ -100,7 +112,7 @@ unsafe fn end_slice(meta: *const Meta, slice: u64) -> c_int {
 /// Counts what a followed socket moved since it was last visited.
 #[inline(always)]
 fn sweep<M: Memory>(sk: *const c_void, socket: *mut Socket, lock: Lock) {
-    let Some(bank) = TCP_BANK.get_ptr_mut(0) else { return };
+    let Some(bank) = TCP_BANK.get_ptr_mut(maps::shard()) else { return };
     // SAFETY: `sk` is a `sock` by BTF; the others are map values.
     unsafe {
         add(&raw mut (*bank).swept, 1);
@@ -140,7 +152,7 @@ pub extern "C" fn tcp_listen(ctx: *const TaskFile) -> c_int {
         listens(sk);
     }
     // SAFETY: as above.
-    unsafe { end_slice((*ctx).meta, FILES_SLICE) }
+    unsafe { end_files((*ctx).meta) }
 }
 
 /// Notes the port of a socket that listens.
@@ -173,13 +185,13 @@ pub extern "C" fn tcp_adopt(ctx: *const TaskFile) -> c_int {
     if let Some(sk) = unsafe { tcp_socket_of(ctx) }
         && InSocket::find(sk).is_none()
         && !adopt::<InSocket>(sk, Lock::Open)
-        && let Some(bank) = TCP_BANK.get_ptr_mut(0)
+        && let Some(bank) = TCP_BANK.get_ptr_mut(maps::shard())
     {
         // SAFETY: a map value.
         maps::lose(unsafe { &raw mut (*bank).lost }, Loss::SocketStorage);
     }
     // SAFETY: the kernel passes a context of this layout.
-    unsafe { end_slice((*ctx).meta, FILES_SLICE) }
+    unsafe { end_files((*ctx).meta) }
 }
 
 /// Visits every socket of this network namespace, where the kernel keeps nothing in sockets: notes those that listen, sweeps those
@@ -220,7 +232,9 @@ fn adopt<M: Memory>(sk: *const c_void, lock: Lock) -> bool {
     if matches!(state, state::LISTEN | state::CLOSE | state::SYN_RECV) {
         return true;
     }
-    let (Some(bank), Some(moved)) = (TCP_BANK.get_ptr_mut(0), socket::moved(sk, lock)) else { return true };
+    let (Some(bank), Some(moved)) = (TCP_BANK.get_ptr_mut(maps::shard()), socket::moved(sk, lock)) else {
+        return true;
+    };
     // SAFETY: a reference to a key on the stack.
     let role = match TCP_LISTENERS.get_ptr(local_port(sk)) {
         Some(_) => Role::Server,

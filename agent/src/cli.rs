@@ -8,7 +8,7 @@ use std::{
 
 use bytesize::ByteSize;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use siskin_ebpf::{MAX_PERIOD, Probe, disk_shards};
+use siskin_ebpf::{MAX_PERIOD, Probe, shards};
 
 use crate::{
     budget::cores,
@@ -251,7 +251,7 @@ impl Sizes {
     pub fn limits(&self, cpus: usize) -> Limits {
         let Self { memory: _, flows, workloads, comms, devices, sockets, min_idle, max_idle } = *self;
         let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
-        let shards = disk_shards(cpus as u32);
+        let shards = shards(cpus as u32);
         Limits { workloads, flows, devices, shards, sockets, comms, min_idle, max_idle, started }
     }
 }

@@ -83,10 +83,28 @@ pub struct Control {
     pub tcp_shed: u64,
     /// [`crate::cpus_per_shard_log2`] of the machine. Written by user space.
     pub cpus_per_shard_log2: u64,
+    /// The number of the socket at which a sweep stops, for user space to go on later. Written by
+    /// user space.
+    pub sweep_stop: u64,
     /// How each probe's events are sampled. Written by user space.
     pub rates: [Rate; PROBES],
     /// 1 while a probe is to count nothing: for those of its programs that stay attached nevertheless. Written by user space.
     pub paused: [u64; PROBES],
+}
+
+/// The most shards of what is hot and too large to be there for every CPU: each CPU adds to that of
+/// its neighbours and itself, so that nothing is copied for every CPU of a large machine.
+pub const SHARDS: u32 = 8;
+
+/// How many neighbouring CPUs share a shard, as a power of two, on a machine with so many possible
+/// CPUs.
+pub const fn cpus_per_shard_log2(cpus: u32) -> u32 {
+    cpus.div_ceil(SHARDS).next_power_of_two().trailing_zeros()
+}
+
+/// How many shards there are then.
+pub const fn shards(cpus: u32) -> u32 {
+    cpus.div_ceil(1 << cpus_per_shard_log2(cpus))
 }
 
 /// Why something was not counted where it belongs.
@@ -138,3 +156,18 @@ impl Loss {
 
 /// Number of [`Loss`]es.
 pub const LOSSES: usize = Loss::ALL.len();
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_cpu_has_a_shard_and_there_are_few() {
+        for cpus in 1..=4096 {
+            let (log2, count) = (cpus_per_shard_log2(cpus), shards(cpus));
+            assert!((1..=SHARDS).contains(&count), "{cpus}");
+            assert_eq!((cpus - 1) >> log2, count - 1, "{cpus}");
+        }
+        assert_eq!([1, 2, 8, 9, 64, 1024].map(shards), [1, 2, 8, 5, 8, 8]);
+    }
+}

@@ -37,21 +37,6 @@ impl DiskOp {
     }
 }
 
-/// The most shards of a device's row: each CPU adds to that of its neighbours and itself, so that a
-/// row is not copied for every CPU of a large machine.
-pub const DISK_SHARDS: u32 = 8;
-
-/// How many neighbouring CPUs share a shard, as a power of two, on a machine with so many possible
-/// CPUs.
-pub const fn cpus_per_shard_log2(cpus: u32) -> u32 {
-    cpus.div_ceil(DISK_SHARDS).next_power_of_two().trailing_zeros()
-}
-
-/// How many shards there are then.
-pub const fn disk_shards(cpus: u32) -> u32 {
-    cpus.div_ceil(1 << cpus_per_shard_log2(cpus))
-}
-
 /// A device and an operation on it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -120,7 +105,7 @@ pub struct DiskTotal {
     pub device_variance: u64,
 }
 
-/// The disk probe's per-CPU bank.
+/// The disk probe's bank, of each shard.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct DiskBank {
@@ -158,19 +143,4 @@ pub struct DiskWorkloadRow {
     pub ios_variance: u64,
     /// The variance that sampling adds to the bytes, in units of 512 bytes squared.
     pub bytes_variance: u64,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_cpu_has_a_shard_and_there_are_few() {
-        for cpus in 1..=4096 {
-            let (log2, shards) = (cpus_per_shard_log2(cpus), disk_shards(cpus));
-            assert!((1..=DISK_SHARDS).contains(&shards), "{cpus}");
-            assert_eq!((cpus - 1) >> log2, shards - 1, "{cpus}");
-        }
-        assert_eq!([1, 2, 8, 9, 64, 1024].map(disk_shards), [1, 2, 8, 5, 8, 8]);
-    }
 }

@@ -14,10 +14,11 @@ mod udp;
 mod words;
 
 pub use cgroup::{CGROUP_PATH_WORDS, CgroupBank, CgroupKey, CgroupNote};
-pub use control::{Control, LOSSES, Loss, NOTED, PROBES, Probe, TABLES, Table};
+pub use control::{
+    Control, LOSSES, Loss, NOTED, PROBES, Probe, SHARDS, TABLES, Table, cpus_per_shard_log2, shards,
+};
 pub use disk::{
-    DISK_SHARDS, DiskBank, DiskKey, DiskOp, DiskRow, DiskTotal, DiskUncounted, DiskWorkloadKey,
-    DiskWorkloadRow, cpus_per_shard_log2, disk_shards,
+    DiskBank, DiskKey, DiskOp, DiskRow, DiskTotal, DiskUncounted, DiskWorkloadKey, DiskWorkloadRow,
 };
 pub use fields::{ABSENT, Bits, Need};
 pub use histogram::{Histogram, Latency, Lifetime};

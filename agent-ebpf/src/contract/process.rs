@@ -67,7 +67,7 @@ pub struct CommRow {
     pub execs: u64,
 }
 
-/// The process probe's per-CPU bank.
+/// The process probe's bank, of each shard.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct ProcessBank {

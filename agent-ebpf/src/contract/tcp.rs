@@ -116,7 +116,7 @@ pub struct TcpEvents {
     pub retransmits: u64,
 }
 
-/// The TCP probe's per-CPU bank.
+/// The TCP probe's bank, of each shard.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct TcpBank {

@@ -196,9 +196,11 @@ impl Collector {
             state.read(Wanted::FillingUp);
         }
         let State { budget, readers, .. } = &mut *state;
-        for reader in readers.iter_mut().filter(|reader| reader.is_unfinished()) {
+        for reader in readers.iter_mut() {
+            let Some(next_seconds) = reader.unfinished_seconds() else { continue };
             let seconds = budget.spare_seconds();
-            if seconds <= 0.0 {
+            // What never can be spared goes on when nothing else is bought.
+            if seconds < next_seconds && !budget.purse().can_pay(f64::INFINITY) {
                 continue;
             }
             let began = thread_seconds();
@@ -227,7 +229,7 @@ impl Collector {
         let mut readers = readers.iter();
         let is_long = workloads.is_crowded()
             || control.tcp_shed()
-            || readers.any(|reader| reader.fills_up(control) || reader.is_unfinished());
+            || readers.any(|reader| reader.fills_up(control) || reader.unfinished_seconds().is_some());
         (!is_long).then(|| {
             let settings = Self::end_tick(&mut state, End::Time);
             (settings, state.budget.tick_length())

@@ -127,7 +127,7 @@ impl State {
             flows: &mut self.flows,
             errors: &mut self.errors,
             lacking_seconds: self.budget.lacking_seconds(probe),
-            purse_seconds: purse.seconds(),
+            purse,
             divided_seconds: &mut divided_seconds,
             now_seconds,
         });

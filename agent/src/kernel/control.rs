@@ -21,6 +21,7 @@ struct Shared {
     sockets_limit: AtomicU64,
     tcp_shed: AtomicU64,
     cpus_per_shard_log2: AtomicU64,
+    sweep_stop: AtomicU64,
     rates: [[AtomicU64; 6]; PROBES],
     paused: [AtomicU64; PROBES],
 }
@@ -32,6 +33,7 @@ const _: () = assert!(
         && offset_of!(Shared, sockets) == offset_of!(Layout, sockets)
         && offset_of!(Shared, sockets_limit) == offset_of!(Layout, sockets_limit)
         && offset_of!(Shared, tcp_shed) == offset_of!(Layout, tcp_shed)
+        && offset_of!(Shared, sweep_stop) == offset_of!(Layout, sweep_stop)
         && offset_of!(Shared, rates) == offset_of!(Layout, rates)
         && offset_of!(Shared, paused) == offset_of!(Layout, paused)
         && offset_of!(Rate, period) == 0
@@ -164,6 +166,11 @@ impl Control {
     /// Says whether there may be such connections.
     pub fn set_tcp_shed(&self, shed: bool) {
         self.shared().tcp_shed.store(shed.into(), SeqCst);
+    }
+
+    /// Sets the number of the socket at which a sweep stops, counted from its beginning; 0 is none.
+    pub fn set_sweep_stop(&self, number: u64) {
+        self.shared().sweep_stop.store(number, SeqCst);
     }
 
     /// Sets how many sockets are followed now, as counted.

@@ -32,25 +32,43 @@ unsafe impl Key for siskin_ebpf::DiskKey {}
 // SAFETY: as above.
 unsafe impl Key for siskin_ebpf::DiskWorkloadKey {}
 
-/// Reads a bank: the one element of a per-CPU array, summed over the CPUs. One system call.
+/// Reads a bank: the one element of a per-CPU array, summed over the CPUs, or all elements of an
+/// array, which are its shards.
 #[derive(Debug)]
 pub struct Bank {
     map: OwnedFd,
     words: Vec<u64>,
+    /// Elements of the map.
+    elements: usize,
 }
 
 impl Bank {
     /// A reader for the map, on a machine with that many possible CPUs.
     pub fn new(map: OwnedFd, value_bytes: usize, cpus: usize) -> Self {
-        Self { map, words: vec![0; value_bytes / 8 * cpus] }
+        Self { map, words: vec![0; value_bytes / 8 * cpus], elements: 1 }
     }
 
-    /// The sum over all CPUs.
+    /// A reader for a map with an element for each of so many shards.
+    pub fn sharded(map: OwnedFd, value_bytes: usize, shards: u32) -> Self {
+        let elements = shards.max(1) as usize;
+        Self { map, words: vec![0; value_bytes / 8 * elements], elements }
+    }
+
+    /// One system call for each element.
+    fn look_up(&mut self) -> io::Result<()> {
+        let element_words = self.words.len() / self.elements;
+        for (index, words) in (0u32..).zip(self.words.chunks_exact_mut(element_words)) {
+            sys::lookup(self.map.as_fd(), &index.to_ne_bytes(), words)?;
+        }
+        Ok(())
+    }
+
+    /// The sum over all CPUs, or shards.
     ///
     /// # Errors
     /// When the kernel refuses the lookup.
     pub fn read<V: Words>(&mut self) -> io::Result<V> {
-        sys::lookup(self.map.as_fd(), &0u32.to_ne_bytes(), &mut self.words)?;
+        self.look_up()?;
         Ok(sum(&self.words))
     }
 
@@ -59,7 +77,7 @@ impl Bank {
     /// # Errors
     /// When the kernel refuses the lookup.
     pub fn read_each<V: Words>(&mut self, mut each: impl FnMut(&mut V) -> bool) -> io::Result<(V, bool)> {
-        sys::lookup(self.map.as_fd(), &0u32.to_ne_bytes(), &mut self.words)?;
+        self.look_up()?;
         let mut is_good = true;
         for words in self.words.chunks_exact_mut(size_of::<V>() / 8) {
             let mut value = V::zero();

@@ -6,7 +6,7 @@ use siskin_ebpf::{AllStats, LOSSES, Loss, Probe, Table};
 
 use crate::{
     bounded,
-    budget::duty::Window,
+    budget::{duty::Window, purse::Purse},
     estimate::Errors,
     flows::FlowTable,
     kernel::{control::Control, hook::Group, loader::Kernel, memory::Plan},
@@ -66,7 +66,7 @@ pub struct Context<'a> {
     /// Seconds until now that no window of the probe stood for yet.
     pub lacking_seconds: f64,
     /// CPU seconds that may be spent: what can be divided goes on later.
-    pub purse_seconds: f64,
+    pub purse: Purse,
     /// CPU seconds that were spent on that.
     pub divided_seconds: &'a mut f64,
     /// Unix time.
@@ -99,9 +99,9 @@ pub trait Reader: Send {
     /// When the kernel refuses; the totals then miss nothing that a later reading will not bring.
     fn read(&mut self, context: &mut Context<'_>) -> io::Result<f64>;
 
-    /// Whether the last reading left something for later.
-    fn is_unfinished(&self) -> bool {
-        false
+    /// What it costs about to go on with what the last reading left for later, in CPU seconds.
+    fn unfinished_seconds(&self) -> Option<f64> {
+        None
     }
 
     /// Goes on with what it left, for about so many CPU seconds; the next reading adds it.

@@ -15,7 +15,7 @@ use crate::{
     kernel::{
         control::Control,
         hook::{Group, Hook, Point, Way},
-        loader::{Kernel, possible_cpus},
+        loader::Kernel,
         memory::{Kind, Plan},
         rows::{Bank, Rows},
     },
@@ -67,10 +67,10 @@ pub fn plans(limits: &Limits) -> Vec<Plan> {
     vec![
         Plan {
             name: map::PROCESS_BANK,
-            kind: Kind::PerCpuArray,
+            kind: Kind::Array,
             key_bytes: 4,
             value_bytes: size_of::<ProcessBank>() as u64,
-            entries: 1,
+            entries: limits.shards,
         },
         rows(workloads_a, 8, size_of::<ProcessRow>(), limits.workloads),
         rows(workloads_b, 8, size_of::<ProcessRow>(), limits.workloads),
@@ -191,7 +191,7 @@ impl Process {
     pub fn new(kernel: &Kernel, limits: &Limits) -> anyhow::Result<Self> {
         let both = |[a, b]: [&str; 2]| Ok::<_, anyhow::Error>([kernel.map(a)?, kernel.map(b)?]);
         Ok(Self {
-            bank: Bank::new(kernel.map(map::PROCESS_BANK)?, size_of::<ProcessBank>(), possible_cpus()?),
+            bank: Bank::sharded(kernel.map(map::PROCESS_BANK)?, size_of::<ProcessBank>(), limits.shards),
             rows: Rows::new(Table::Process, both(map::PROCESS_ROWS)?, limits.workloads),
             comms: Rows::new(Table::Comm, both(map::COMM_ROWS)?, comm_rows(limits)),
             totals: ProcessTotals::new(limits.bounded(limits.comms)),

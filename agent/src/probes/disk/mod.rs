@@ -23,7 +23,7 @@ use crate::{
     kernel::{
         control::Control,
         hook::{Group, Hook, Point, Way},
-        loader::{Kernel, possible_cpus},
+        loader::Kernel,
         memory::{Kind, Plan},
         rows::{Bank, Deltas, Keyed, Rows},
     },
@@ -69,7 +69,7 @@ pub fn plans(limits: &Limits) -> Vec<Plan> {
     let key = size_of::<DiskWorkloadKey>();
     let value = size_of::<DiskWorkloadRow>();
     vec![
-        Plan::new(map::DISK_BANK, Kind::PerCpuArray, 4, size_of::<DiskBank>(), 1),
+        Plan::new(map::DISK_BANK, Kind::Array, 4, size_of::<DiskBank>(), limits.shards),
         Plan::new(
             map::DISK_ROWS,
             Kind::Hash,
@@ -114,7 +114,7 @@ impl Disk {
         Ok(Self {
             sys_dev_block: kernel.sysfs().join("dev/block"),
             statistics: Statistics::new(procfs, kernel.sysfs()),
-            bank: Bank::new(kernel.map(map::DISK_BANK)?, size_of::<DiskBank>(), possible_cpus()?),
+            bank: Bank::sharded(kernel.map(map::DISK_BANK)?, size_of::<DiskBank>(), limits.shards),
             devices: Keyed::new(kernel.map(map::DISK_ROWS)?, 1),
             device_deltas: Deltas::default(),
             workloads: Rows::new(
@@ -258,5 +258,3 @@ fn device_name(sys_dev_block: &Path, key: &DiskKey) -> String {
         .and_then(|target| Some(target.file_name()?.to_string_lossy().into_owned()))
         .unwrap_or(numbers)
 }
-
-const _: () = assert!(size_of::<DiskBank>() <= 32 * 1024, "a bank fits the kernel's per-CPU unit");

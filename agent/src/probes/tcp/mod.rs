@@ -1,7 +1,7 @@
 //! The TCP probe: connections by workload, flows, latencies, resets. Bytes of live connections come from a sweep over
 //! their sockets before each reading; connections older than the agent are adopted once at start.
 
-use std::{collections::HashSet, io};
+use std::{collections::HashSet, io, sync::Arc};
 
 use siskin_ebpf::{
     AllStats, ConnectionCount, FlowKey, FlowRow, Probe, Program, Sampler, Socket, SocketCounters, Table,
@@ -18,7 +18,7 @@ use crate::{
     kernel::{
         control::Control,
         hook::{Group, Hook, Needs, Point, Way},
-        loader::{Kernel, possible_cpus},
+        loader::Kernel,
         memory::{Kind, Plan},
         rows::{Bank, Rows},
     },
@@ -95,7 +95,7 @@ pub fn plans(limits: &Limits) -> Vec<Plan> {
     let [flows_a, flows_b] = map::FLOW_ROWS;
     let flow_key = size_of::<FlowKey>();
     vec![
-        Plan::new(map::TCP_BANK, Kind::PerCpuArray, 4, size_of::<TcpBank>(), 1),
+        Plan::new(map::TCP_BANK, Kind::Array, 4, size_of::<TcpBank>(), limits.shards),
         Plan::new(rows_a, Kind::Hash, 8, size_of::<TcpRow>(), limits.workloads),
         Plan::new(rows_b, Kind::Hash, 8, size_of::<TcpRow>(), limits.workloads),
         Plan::new(flows_a, Kind::Hash, flow_key, size_of::<FlowRow>(), flow_rows(limits)),
@@ -169,14 +169,14 @@ impl Tcp {
         }
         let mut tcp = Self {
             // A walk adopts, too, whenever it sweeps.
-            sweep: sweep.or(walk).map(Sweep::new),
+            sweep: sweep.or(walk).map(|iter| Sweep::new(iter, Arc::clone(&kernel.control))),
             until_seconds: 0.0,
             sockets,
             adoption: Adoption::new(adopt),
             shed_seconds: 0.0,
             recounts: false,
             count_variance: 0,
-            bank: Bank::new(kernel.map(map::TCP_BANK)?, size_of::<TcpBank>(), possible_cpus()?),
+            bank: Bank::sharded(kernel.map(map::TCP_BANK)?, size_of::<TcpBank>(), limits.shards),
             rows: Rows::new(Table::Tcp, both(map::TCP_ROWS)?, limits.workloads),
             flows: Rows::new(Table::Flow, both(map::FLOW_ROWS)?, flow_rows(limits)),
             totals: TcpTotals::default(),
@@ -193,23 +193,14 @@ impl Tcp {
     }
 
     fn read_all(&mut self, context: &mut Context<'_>) -> io::Result<f64> {
-        let Context {
-            control,
-            stats,
-            workloads,
-            flows,
-            errors,
-            lacking_seconds,
-            purse_seconds,
-            now_seconds,
-            ..
-        } = context;
+        let Context { control, stats, workloads, flows, errors, lacking_seconds, purse, now_seconds, .. } =
+            context;
         // What was swept between two readings is read before the next sweep begins.
         let mut swept = self.sweep.as_mut().and_then(Sweep::take);
         let is_before = swept.is_some();
         match &mut self.sweep {
             Some(sweep) if !is_before => {
-                sweep.read(*now_seconds, *purse_seconds)?;
+                sweep.read(*now_seconds, *purse)?;
                 swept = sweep.take();
             }
             Some(_) => {}
@@ -294,7 +285,7 @@ impl Tcp {
             self.until_seconds = since_seconds;
         }
         if let (Some(sweep), true) = (&mut self.sweep, is_before) {
-            sweep.read(*now_seconds, *purse_seconds)?;
+            sweep.read(*now_seconds, *purse)?;
         }
         self.residuals();
         result.map(|()| self.until_seconds)
@@ -372,8 +363,8 @@ impl Reader for Tcp {
         result
     }
 
-    fn is_unfinished(&self) -> bool {
-        self.sweep.as_ref().is_some_and(Sweep::is_under_way)
+    fn unfinished_seconds(&self) -> Option<f64> {
+        self.sweep.as_ref().and_then(Sweep::next_seconds)
     }
 
     fn forget(&mut self, gone: &HashSet<Id>) {
