@@ -1,5 +1,5 @@
-//! Programs that do nothing, on hooks of Siskin's own: what they cost is what any program there costs. For
-//! benchmarks; an object of its own, because loading it must not make Siskin's maps.
+//! Programs that do nothing, on hooks of Siskin's own: what they cost is what any program there
+//! costs. For benchmarks; an object of its own, because loading it must not make Siskin's maps.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(target_arch = "bpf")]

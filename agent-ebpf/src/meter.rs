@@ -32,8 +32,8 @@ pub fn run(program: Program, work: impl FnOnce(&mut Run)) -> i32 {
     run_event(program, false, work)
 }
 
-/// Runs `work` as a run of the program, unless it is an event that is skipped. Not for code that several programs share: the compiler
-/// would make a function of the closure, and call it.
+/// Runs `work` as a run of the program, unless it is an event that is skipped. Not for code that
+/// several programs share: the compiler would make a function of the closure, and call it.
 #[inline(always)]
 pub fn run_event(program: Program, may_be_skipped: bool, work: impl FnOnce(&mut Run)) -> i32 {
     if let Some(mut run) = begin_event(program, may_be_skipped, false) {

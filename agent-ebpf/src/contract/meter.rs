@@ -168,8 +168,8 @@ impl ProgramStats {
         self.runs >= self.stop || self.generation != generation
     }
 
-    /// Counts a run and an event if the event is skipped and nothing else is to be done; says whether
-    /// that was so.
+    /// Counts a run and an event if the event is skipped and nothing else is to be done; says
+    /// whether that was so.
     #[inline(always)]
     pub fn skips(&mut self, generation: u64) -> bool {
         if self.runs + 1 >= self.stop || self.generation != generation || !self.sampler.skips_next() {

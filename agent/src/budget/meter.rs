@@ -143,8 +143,8 @@ impl Meter {
         Ok(added)
     }
 
-    /// Reads what the programs keep, up to the last event. What one of them was changing meanwhile is
-    /// read again.
+    /// Reads what the programs keep, up to the last event. What one of them was changing meanwhile
+    /// is read again.
     fn read_whole(&mut self) -> io::Result<AllStats> {
         let mut tries = 0;
         loop {

@@ -137,8 +137,8 @@ impl Control {
         generation.fetch_add(1, SeqCst);
     }
 
-    /// Sets how a probe's events are sampled while it is attached: all of `rate` but the share of the time. The programs look at it when
-    /// the generation has changed, which is last.
+    /// Sets how a probe's events are sampled while it is attached: all of `rate` but the share of
+    /// the time. The programs look at it when the generation has changed, which is last.
     pub fn set_rate(&self, probe: Probe, rate: &Rate) {
         let [period, _, tick, allowance, overload_runs, generation] = &self.shared().rates[probe as usize];
         allowance.store(rate.allowance, SeqCst);

@@ -72,7 +72,8 @@ impl Bank {
         Ok(sum(&self.words))
     }
 
-    /// The same, with something done to each CPU's value before. Says whether all were as they should be.
+    /// The same, with something done to each CPU's value before. Says whether all were as they
+    /// should be.
     ///
     /// # Errors
     /// When the kernel refuses the lookup.

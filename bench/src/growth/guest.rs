@@ -1,5 +1,5 @@
-//! What is measured inside of a guest, whose clock counts instructions: how a reading grows with CPUs,
-//! and what a datagram costs on either hook.
+//! What is measured inside of a guest, whose clock counts instructions: how a reading grows with
+//! CPUs, and what a datagram costs on either hook.
 
 use std::{
     collections::BTreeMap,
@@ -58,7 +58,8 @@ pub struct Machine {
     pub maps_bytes: f64,
 }
 
-/// What a datagram costs on one kind of hook, in seconds per run: sampled and skipped, and an empty program beside each.
+/// What a datagram costs on one kind of hook, in seconds per run: sampled and skipped, and an empty
+/// program beside each.
 #[derive(Debug, Deserialize, Serialize)]
 pub struct Way {
     /// Programs of Siskin that ran, and on what.

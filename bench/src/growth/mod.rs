@@ -1,4 +1,5 @@
-//! How cost grows: with events, connections, flows, workloads and devices on this machine, and with CPUs in guests.
+//! How cost grows: with events, connections, flows, workloads and devices on this machine, and with
+//! CPUs in guests.
 
 mod chart;
 pub mod guest;

@@ -39,8 +39,8 @@ impl Guests {
         Ok(Self { kernel, shell, agent: agent.to_owned(), program: program.to_owned(), files })
     }
 
-    /// Boots a guest with so many CPUs, whose clock counts instructions, and runs the program there.
-    /// Returns what it printed.
+    /// Boots a guest with so many CPUs, whose clock counts instructions, and runs the program
+    /// there. Returns what it printed.
     pub fn run(&self, cpus: usize, arguments: &str) -> Result<String> {
         let folder = workspace::path("target/guests").join(format!("measure-{cpus}"));
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;

@@ -26,8 +26,8 @@ const SHARE: f64 = 0.5;
 const LEAST_SLICE: u64 = 4096;
 /// Seconds after which it goes on whatever that costs.
 const LONG_SECONDS: f64 = 10.0;
-/// CPU seconds that a socket is taken to cost before that was measured: to visit, and to pass by on the
-/// way to where a slice begins.
+/// CPU seconds that a socket is taken to cost before that was measured: to visit, and to pass by on
+/// the way to where a slice begins.
 const VISIT_SECONDS: f64 = 0.4e-6;
 const PASS_SECONDS: f64 = 0.1e-6;
 
