@@ -19,14 +19,14 @@ use crate::{
 /// the program does before it reads the clock first and after it read it last. So that the meter
 /// says of a loop of UDP datagrams what it takes longer by the wall clock, skipped and sampled, on
 /// 6.18, one x86_64 machine (`cargo xtask bench probes`, docs/overhead.md): 17 ns for an empty
-/// program, and as much again. The others by what their dispatch takes longer.
+/// program, and half as much again. The others by what their dispatch takes longer.
 pub mod dispatch {
     /// A BTF tracepoint.
-    pub const TRACEPOINT_NS: f64 = 31.0;
+    pub const TRACEPOINT_NS: f64 = 25.0;
     /// The return of a function: the trampoline calls the function, too.
-    pub const EXIT_NS: f64 = 36.0;
+    pub const EXIT_NS: f64 = 30.0;
     /// A kprobe, by an exception or a jump.
-    pub const ENTRY_NS: f64 = 131.0;
+    pub const ENTRY_NS: f64 = 125.0;
 }
 
 /// Timed runs after which older ones count half: a program that runs often finds its data in the
