@@ -6,6 +6,7 @@ use std::{fs, iter, time::Instant};
 use siskin_tests::{
     agent::Agent,
     disk::{Done, IoCgroup, LoopDevice, MAX_BYTES, Requests},
+    guest::until_whole,
     metrics::Metrics,
 };
 
@@ -131,14 +132,6 @@ fn latencies_of_a_loop_device_are_the_kernels_own() {
             stat.split_whitespace().map(|field| field.parse().expect("a number")).collect();
         [("read", fields[3]), ("write", fields[7]), ("flush", fields[16])]
     };
-    let (before, ms_before, begin) = (agent.scrape(), kernel_ms(), Instant::now());
-    let by_kernel = Done::by_kernel(&device.name);
-    for number in 0..500 {
-        device.write(number % 8 * MAX_BYTES as u64, MAX_BYTES).expect("a write");
-        device.read(number % 8 * MAX_BYTES as u64, MAX_BYTES).expect("a read");
-    }
-    (0..500).for_each(|_| device.flush());
-    let wall = begin.elapsed().as_secs_f64();
     let bytes = 500 * MAX_BYTES as u64;
     let expected = Done {
         read: requests(500, bytes),
@@ -146,11 +139,28 @@ fn latencies_of_a_loop_device_are_the_kernels_own() {
         flush: requests(500, 0),
         ..Done::default()
     };
-    assert_eq!(device.kernel_since(by_kernel, expected), expected);
-    let after = agent.scrape();
+    let measure = || {
+        let (before, ms_before, begin) = (agent.scrape(), kernel_ms(), Instant::now());
+        let by_kernel = Done::by_kernel(&device.name);
+        for number in 0..500 {
+            device.write(number % 8 * MAX_BYTES as u64, MAX_BYTES).expect("a write");
+            device.read(number % 8 * MAX_BYTES as u64, MAX_BYTES).expect("a read");
+        }
+        (0..500).for_each(|_| device.flush());
+        let wall = begin.elapsed().as_secs_f64();
+        assert_eq!(device.kernel_since(by_kernel, expected), expected);
+        (before, agent.scrape(), ms_before, kernel_ms(), wall)
+    };
+    let seen = |before: &Metrics, after: &Metrics| {
+        let of = |op| added(before, after, "siskin_disk_io_seconds_count", &device, op);
+        ["read", "write", "flush"].map(of)
+    };
+    let is_whole = |before: &Metrics, after: &Metrics| seen(before, after) == [500.0, 1000.0, 500.0];
+    let measured = until_whole(measure, |(before, after, ..)| is_whole(before, after));
+    let (before, after, ms_before, ms_after, wall) = measured;
     // The queue takes the time of issue for those who ask, such as writeback throttling.
     let keeps = fs::read(device.setting("wbt_lat_usec")).is_ok();
-    for ((op, ms), (_, ms_before)) in iter::zip(kernel_ms(), ms_before) {
+    for ((op, ms), (_, ms_before)) in iter::zip(ms_after, ms_before) {
         let of = |name: &str| added(&before, &after, name, &device, op);
         let (total, by_device) = (of("siskin_disk_io_seconds_sum"), of("siskin_disk_device_seconds_sum"));
         let kernel = (ms - ms_before) / 1e3;
