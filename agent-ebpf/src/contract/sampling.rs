@@ -225,8 +225,6 @@ pub struct Sampler {
     pub sampled_variance: u64,
     /// Events sampled since the period last changed within the tick.
     spent: u64,
-    /// Events sampled.
-    pub sampled: u64,
     /// The sum of the weights of the sampled events.
     pub estimated: u64,
     /// N x D.
@@ -246,6 +244,8 @@ pub struct Sampler {
     period: u64,
     /// Events seen while attached, sampled or not.
     pub events: u64,
+    /// Events sampled: read after those that were seen, so that none seems to be skipped.
+    pub sampled: u64,
     /// How often what is between began to change.
     changing: u64,
     /// The number of the event that is sampled next; 0 while it is not drawn.

@@ -24,6 +24,8 @@ use crate::{
 const SHARE: f64 = 0.5;
 /// Sockets of the shortest slice.
 const LEAST_SLICE: u64 = 4096;
+/// Sockets of a slice that tells what one costs.
+const TELLING: u64 = 256;
 /// Seconds after which it goes on whatever that costs.
 const LONG_SECONDS: f64 = 10.0;
 /// CPU seconds that a socket is taken to cost before that was measured: to visit, and to pass by on
@@ -72,7 +74,9 @@ impl Sweep {
     /// When the kernel refuses.
     pub fn read(&mut self, now_seconds: f64, purse: Purse) -> io::Result<()> {
         let position = if self.walk.is_some() { self.stop } else { 0 };
-        if !purse.can_pay(self.pace.next(position)) && now_seconds - self.at_seconds < LONG_SECONDS {
+        if !purse.can_pay(self.pace.next(position, self.left(position)))
+            && now_seconds - self.at_seconds < LONG_SECONDS
+        {
             return Ok(());
         }
         self.at_seconds = now_seconds;
@@ -98,7 +102,12 @@ impl Sweep {
 
     /// What it costs about to go on with one that is under way, in CPU seconds.
     pub fn next_seconds(&self) -> Option<f64> {
-        self.walk.is_some().then(|| self.pace.next(self.stop))
+        self.walk.is_some().then(|| self.pace.next(self.stop, self.left(self.stop)))
+    }
+
+    /// About how many sockets it has not visited at a position.
+    fn left(&self, position: u64) -> u64 {
+        self.control.sockets().saturating_sub(position)
     }
 
     /// Goes on for about so many CPU seconds, one slice at least.
@@ -119,13 +128,12 @@ impl Sweep {
                 self.stop,
                 (spent - before) * 1e3
             );
+            self.pace.took(self.stop, slice.min(self.left(self.stop)), spent - before);
             if !matches!(result, Ok(false)) {
                 break result;
             }
-            // What is left at the end is not a whole slice.
-            self.pace.took(self.stop, slice, spent - before);
             self.stop = self.stop.saturating_add(slice);
-            if spent + self.pace.next(self.stop) > seconds {
+            if spent + self.pace.next(self.stop, self.left(self.stop)) > seconds {
                 break Ok(false);
             }
         };
@@ -160,9 +168,9 @@ impl Pace {
         position as f64 * self.pass_seconds + slice as f64 * self.visit_seconds
     }
 
-    /// CPU seconds of the shortest slice there.
-    fn next(&self, position: u64) -> f64 {
-        self.seconds(position, self.least(position))
+    /// CPU seconds of the shortest slice there, when so many sockets are left.
+    fn next(&self, position: u64, left: u64) -> f64 {
+        self.seconds(position, self.least(position).min(left))
     }
 
     /// Sockets of the shortest slice there: to visit them costs as much as the way.
@@ -176,9 +184,12 @@ impl Pace {
         (payable as u64).max(self.least(position))
     }
 
-    /// A slice took so many CPU seconds. The first one tells what a visit costs, the others what it
-    /// costs to pass by.
+    /// A slice that visited so many sockets took so many CPU seconds. The first one tells what a visit
+    /// costs, the others what it costs to pass by. Few tell nothing.
     fn took(&mut self, position: u64, slice: u64, seconds: f64) {
+        if slice < TELLING {
+            return;
+        }
         if position == 0 {
             self.visit_seconds = (seconds / slice as f64).max(1e-9);
         } else {
@@ -199,6 +210,8 @@ mod tests {
         assert_eq!(pace.slice(100_000, 5e-3), 20_000, "not less than what the way costs");
         assert_eq!(pace.slice(0, -1.0), LEAST_SLICE);
         assert_eq!(pace.slice(0, f64::INFINITY), u64::MAX, "all at once");
+        assert_eq!(pace.next(0, 10), 5e-6, "there are only ten");
+        pace.took(0, 10, 4e-3);
         pace.took(0, 10_000, 4e-3);
         pace.took(10_000, 5_000, 4e-3);
         assert!((pace.seconds(20_000, 10_000) - 8e-3).abs() < 1e-9, "{pace:?}");
