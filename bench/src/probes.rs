@@ -41,6 +41,9 @@ pub const SAMPLED: &str = "--debug.sampling-period=1";
 /// Hardly any is.
 pub const SKIPPED: &str = "--debug.sampling-period=1048576";
 
+/// The empty programs are on tracepoints.
+pub const ON_TRACEPOINTS: &str = "--debug.no-function-returns";
+
 /// At most this many times an empty program, when the event is skipped.
 const AIM: f64 = 2.0;
 
@@ -72,7 +75,11 @@ pub fn run(options: &Options) -> Result<String> {
             let empty_first = round / 2 % 2 == 0;
             let attach = || Empty::attach(&options.empty_object, &PAIRS);
             let early = if empty_first { Some(attach()?) } else { None };
-            let agent = Agent::start(&[if sampled { SAMPLED } else { SKIPPED }, "--debug.program-stats"]);
+            let agent = Agent::start(&[
+                if sampled { SAMPLED } else { SKIPPED },
+                "--debug.program-stats",
+                ON_TRACEPOINTS,
+            ]);
             let empty = if let Some(empty) = early { empty } else { attach()? };
             for (load, job) in &loads {
                 let generators = Generators::start(&network, std::slice::from_ref(job), &[]);

@@ -12,7 +12,7 @@ use crate::{
         job::{Count, Job, Sizes, Work},
         network::Network,
     },
-    probes::{Options, SAMPLED, SKIPPED},
+    probes::{ON_TRACEPOINTS, Options, SAMPLED, SKIPPED},
     progress,
     reading::Reading,
     stats::{median, spread},
@@ -68,8 +68,8 @@ fn state(state: State, options: &Options, network: &Network) -> Result<(f64, f64
         _ => None,
     };
     let agent = match state {
-        State::Skipped => Some(Agent::start(&[SKIPPED])),
-        State::Sampled => Some(Agent::start(&[SAMPLED])),
+        State::Skipped => Some(Agent::start(&[SKIPPED, ON_TRACEPOINTS])),
+        State::Sampled => Some(Agent::start(&[SAMPLED, ON_TRACEPOINTS])),
         _ => None,
     };
     thread::sleep(if agent.is_some() { REST } else { Duration::from_millis(100) });

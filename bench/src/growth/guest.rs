@@ -18,7 +18,7 @@ use siskin_tests::{agent::Agent, cgroup::Cgroup, guest::is_guest};
 
 use crate::{
     empty::{EXITS, Empty, Pair, UDP},
-    probes::{SAMPLED, SKIPPED},
+    probes::{ON_TRACEPOINTS, SAMPLED, SKIPPED},
     reading::Reading,
     stats::median,
 };
@@ -84,7 +84,7 @@ pub fn run(options: &Options) -> Result<String> {
             let object = options.empty_object.as_ref().context("--empty-object is missing")?;
             let ways = [
                 way(object, "return of the function", &EXITS, &[])?,
-                way(object, "tracepoint", &UDP, &["--debug.no-function-returns"])?,
+                way(object, "tracepoint", &UDP, &[ON_TRACEPOINTS])?,
             ];
             serde_json::to_string(&ways)?
         }

@@ -1,6 +1,7 @@
 //! Growth on this machine.
 
 use std::{
+    io::{Read as _, Write as _},
     net::{TcpListener, TcpStream, UdpSocket},
     thread,
     time::Duration,
@@ -123,7 +124,13 @@ fn connections(count: usize, options: &Options) -> Result<f64> {
         let near = TcpStream::connect(address).context("cannot connect")?;
         open.push((near, listener.accept().context("cannot accept")?.0));
     }
-    reading(&agent, "tcp", options, || Ok(()))
+    reading(&agent, "tcp", options, || {
+        for (near, far) in &mut open {
+            near.write_all(b"growth").context("cannot send")?;
+            far.read_exact(&mut [0; 6]).context("cannot receive")?;
+        }
+        Ok(())
+    })
 }
 
 fn datagrams(count: usize, options: &Options) -> Result<f64> {

@@ -139,8 +139,8 @@ fn by_cpus(machines: &[Machine]) -> String {
     };
     format!(
         "### By CPUs\n\nIn emulated guests with one disk, where one CPU reads eight blocks, sends eight datagrams and starts a program \
-         before each scrape. Their clock counts instructions, so it does not depend on the machine: scrape, readings and \
-         start (with all that other CPUs do meanwhile) are in millions of instructions. How CPUs contend for a row is not in \
+         before each scrape. Their clock counts instructions, so it does not depend on the machine: all are in millions of them. A scrape is \
+         CPU time of the process; readings and the start are elapsed time, with what they wait for. How CPUs contend for a row is not in \
          it: `bench tables` measures that on two, and beyond it is unproven.\n\n{table}\n{verdict}\n\n"
     )
 }

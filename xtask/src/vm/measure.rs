@@ -4,6 +4,9 @@ use std::{
     fs::{self, File},
     io::Read as _,
     path::{Path, PathBuf},
+    sync::mpsc,
+    thread,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -18,6 +21,9 @@ use crate::workspace;
 /// What a guest needs: half a gibibyte, and what the kernel keeps for each CPU.
 const MEMORY_MIB: u64 = 768;
 const CPU_MEMORY_MIB: u64 = 8;
+
+/// What a guest may take.
+const LONGEST: Duration = Duration::from_secs(1200);
 
 /// Runs a program in guests.
 pub struct Guests {
@@ -57,14 +63,19 @@ impl Guests {
         let memory_mib = MEMORY_MIB + CPU_MEMORY_MIB * cpus as u64;
         let machine = Machine { cpus, memory_mib, emulator: X86_64.counting_machine() };
         let mut machine = machine.boot(&self.kernel, &initrd, &disk, &console)?;
-        let mut said = Vec::new();
-        machine
-            .stdout
-            .take()
-            .context("the emulator has no stdout")?
-            .read_to_end(&mut said)
-            .context("cannot read what the guest says")?;
+        let mut output = machine.stdout.take().context("the emulator has no stdout")?;
+        let (sender, ended) = mpsc::channel();
+        thread::spawn(move || {
+            let mut said = Vec::new();
+            // What came until then is shown.
+            let _ = output.read_to_end(&mut said);
+            let _ = sender.send(said);
+        });
+        let said = ended.recv_timeout(LONGEST);
+        // Stuck, it has to be ended; at its end it powers off by itself.
+        let _ = machine.kill();
         machine.wait().context("cannot wait for the emulator")?;
+        let said = said.with_context(|| format!("the guest with {cpus} CPUs did not end"))?;
         let said = String::from_utf8_lossy(&said);
         let Some((printed, _)) = said.split_once("@status 0") else {
             bail!(
