@@ -11,10 +11,10 @@ pub fn is_guest() -> bool {
     line.split_whitespace().any(|word| word == "vmtest=1")
 }
 
-/// Measures up to three times until no event was missed, and returns the last measurement either way:
-/// the caller's assertion then says what was wrong. There are kernels, of some hosts' virtual machines,
-/// that run no tracing program while the machine's first process is the current task, and count no miss
-/// of it: an interrupt that ends a request may come just then. In a guest it is measured once.
+/// Measures up to three times until no event was missed, and returns the last measurement either
+/// way: the caller's assertion then says what was wrong. Kernels of some hosts' virtual machines run
+/// no tracing program while the machine's first process is the current task, and count no miss: an
+/// interrupt that ends a request may come just then. In a guest it is measured once.
 pub fn until_whole<T>(mut measure: impl FnMut() -> T, is_whole: impl Fn(&T) -> bool) -> T {
     let mut measured = measure();
     for _ in 0..2 {

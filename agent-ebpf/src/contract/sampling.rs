@@ -3,11 +3,11 @@
 //! streams.
 //!
 //! Every event is sampled independently with probability 1/N, for any integer N. No random number
-//! is drawn for that at each event: how many are skipped until the next one is drawn at once, from
+//! is asked for that at each event: how many are skipped until the next one is chosen at once, from
 //! the geometric distribution ([`gap`]), so skipping costs a comparison. A program that is attached
 //! for 1/D of the time sees each event with probability 1/D. N and D depend only on what happened
 //! before the event, so the weight N x D makes every total unbiased whatever N and D did meanwhile;
-//! when N changes the number is drawn anew, which changes nothing: what was skipped says nothing of
+//! when N changes it is chosen anew, which changes nothing: what was skipped says nothing of
 //! what comes. The sum of (D v)² N(N-1) over sampled events estimates the variance that sampling
 //! adds to a total of v (Horvitz and Thompson's estimator for independent draws). What being
 //! attached for a share of the time adds is estimated in user space, from one window to the next.
@@ -248,7 +248,7 @@ pub struct Sampler {
     pub sampled: u64,
     /// How often what is between began to change.
     changing: u64,
-    /// The number of the event that is sampled next; 0 while it is not drawn.
+    /// The number of the event that is sampled next; 0 while it is not chosen.
     next: u64,
 }
 
@@ -332,7 +332,7 @@ impl Sampler {
         }
     }
 
-    /// Whether the next event is skipped, as far as that was drawn.
+    /// Whether the next event is skipped, as far as that was chosen.
     #[inline(always)]
     pub fn skips_next(&self) -> bool {
         self.events + 1 < self.next

@@ -184,8 +184,8 @@ impl Pace {
         (payable as u64).max(self.least(position))
     }
 
-    /// A slice that visited so many sockets took so many CPU seconds. The first one tells what a visit
-    /// costs, the others what it costs to pass by. Few tell nothing.
+    /// A slice that visited so many sockets took so many CPU seconds. The first one tells what a
+    /// visit costs, the others what it costs to pass by. Few tell nothing.
     fn took(&mut self, position: u64, slice: u64, seconds: f64) {
         if slice < TELLING {
             return;
